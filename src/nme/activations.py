@@ -1,0 +1,160 @@
+"""Activation functions, each with its value and its first and second derivative (paper.md §2).
+
+To add one: write a class with ``value``, ``first`` and ``second`` and decorate it. Configurations, paths, figures
+and tests pick it up from the registry.
+
+This module is imported to check a configuration, where torch may be absent, so torch is imported where it computes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from nme.registry import Named, Parameter, Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ACTIVATIONS = Registry("activation")
+
+
+class Activation(Named):
+    """An elementwise function φ of a tensor of any shape; results have the shape and dtype of the input.
+
+    Attributes:
+        genuine: whether the second derivative is that of the value. Where it is not (augmented ReLU, diminished
+            GELU), autodiff must be told, and finite differences of the loss disagree on purpose.
+    """
+
+    genuine = True
+
+    def value(self, x: Tensor) -> Tensor:
+        """φ(x)."""
+        raise NotImplementedError
+
+    def first(self, x: Tensor) -> Tensor:
+        """φ'(x)."""
+        raise NotImplementedError
+
+    def second(self, x: Tensor) -> Tensor:
+        """φ''(x), as autodiff must see it. Differentiable, so that third derivatives exist."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """φ(x), differentiable at least twice with exactly ``first`` and ``second``."""
+        if self.genuine:
+            return self.value(x)
+        from nme.prescribed import Prescribed
+
+        return Prescribed.apply(x, self)
+
+
+def _pdf(x: Tensor) -> Tensor:
+    """Density of the standard normal distribution."""
+    return (-0.5 * x * x).exp() / math.sqrt(2 * math.pi)
+
+
+def _cdf(x: Tensor) -> Tensor:
+    """Φ, the distribution function of the standard normal distribution."""
+    return 0.5 * (1 + (x / math.sqrt(2)).erf())
+
+
+@ACTIVATIONS.add
+class Relu(Activation):
+    """max(x, 0); φ'' = 0 almost everywhere, and 0 at the kink."""
+
+    name = "relu"
+    label = "ReLU"
+
+    def value(self, x):
+        return x.relu()
+
+    def first(self, x):
+        return (x > 0).to(x.dtype)
+
+    def second(self, x):
+        return x * 0
+
+
+@ACTIVATIONS.add
+class LeakyRelu(Activation):
+    """Leaky ReLU, x above 0 and slope·x below; φ'' = 0 almost everywhere."""
+
+    name = "leaky_relu"
+    label = "leaky ReLU"
+    parameters = {"slope": Parameter(default=0.1)}  # noqa: RUF012
+
+    def value(self, x):
+        from torch.nn.functional import leaky_relu
+
+        return leaky_relu(x, self.slope)
+
+    def first(self, x):
+        return (x > 0).to(x.dtype) * (1 - self.slope) + self.slope
+
+    def second(self, x):
+        return x * 0
+
+
+@ACTIVATIONS.add
+class BetaGelu(Activation):
+    """β-GELU, x Φ(βx): φ'' = β·pdf(βx)·(2 − β²x²), a bump of height ~β and width ~1/β. ReLU as β → ∞.
+
+    Computed as GELU(βx)/β (exact erf form): the native kernel has native derivatives.
+    """
+
+    name = "beta_gelu"
+    label = "β-GELU"
+    parameters = {"beta": Parameter(symbol="β")}  # noqa: RUF012
+
+    def value(self, x):
+        from torch.nn.functional import gelu
+
+        return gelu(x) if self.beta == 1 else gelu(self.beta * x) / self.beta
+
+    def first(self, x):
+        z = self.beta * x
+        return _cdf(z) + z * _pdf(z)
+
+    def second(self, x):
+        z = self.beta * x
+        return self.beta * _pdf(z) * (2 - z * z)
+
+
+@ACTIVATIONS.add
+class Gelu(BetaGelu):
+    """GELU, x Φ(x): β-GELU at β = 1."""
+
+    name = "gelu"
+    label = "GELU"
+    parameters = {}  # noqa: RUF012
+    beta = 1
+
+
+@ACTIVATIONS.add
+class AugmentedRelu(Activation):
+    """ReLU with the second derivative of β-GELU: a synthetic NME is added, value and slope are ReLU's."""
+
+    name = "augmented_relu"
+    label = "augmented ReLU"
+    parameters = {"beta": Parameter(default=1, symbol="β")}  # noqa: RUF012
+    genuine = False
+
+    value = Relu.value
+    first = Relu.first
+    second = BetaGelu.second
+
+
+@ACTIVATIONS.add
+class DiminishedGelu(Activation):
+    """GELU with second derivative 0: the activation's NME is removed, value and slope are GELU's."""
+
+    name = "diminished_gelu"
+    label = "diminished GELU"
+    genuine = False
+    beta = 1
+
+    value = BetaGelu.value
+    first = BetaGelu.first
+    second = Relu.second

@@ -1,0 +1,99 @@
+"""Prepared data on the training device: loading, the order of an epoch, standardising and augmenting in batches."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nme.errors import NmeError
+from nme.products import Batch
+
+
+@dataclass(frozen=True)
+class Data:
+    """One split on a device.
+
+    Attributes:
+        inputs: (n, *shape), uint8 for images, float32 for signals.
+        labels: (n,), int64.
+        mean: per channel, shape (channels, 1, ...), of the training split.
+        std: likewise.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def standardised(self, inputs: Tensor) -> Tensor:
+        """Float32 with mean 0 and standard deviation 1 over the training split."""
+        return (inputs.float() - self.mean) / self.std
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """All examples once, in their order, ``size`` at a time; for evaluation."""
+        for inputs, labels in zip(self.inputs.split(size), self.labels.split(size), strict=True):
+            yield Batch(self.standardised(inputs), labels)
+
+    def batch(self, indices: Tensor, augment: str, stream: torch.Generator) -> Batch:
+        """The examples at ``indices``, augmented and standardised."""
+        inputs = self.inputs[indices]
+        if augment == "crop_flip":
+            inputs = crop_and_flip(inputs, stream)
+        return Batch(self.standardised(inputs), self.labels[indices])
+
+
+def crop_and_flip(images: Tensor, stream: torch.Generator) -> Tensor:
+    """Random crop after padding with zeros by 1/8 of the side, and random horizontal flip, image by image.
+
+    Args:
+        images: (B, C, H, W), any dtype.
+        stream: on the CPU; the choices do not depend on the device.
+    """
+    n, _, height, width = images.shape
+    pad = height // 8
+    choices = torch.randint(2 * pad + 1, (2, n), generator=stream), torch.rand(n, generator=stream) < 0.5
+    (top, left), flip = (c.to(images.device) for c in choices)
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.arange(width, device=images.device)
+    columns = torch.where(flip[:, None], columns.flip(1), columns)
+    padded = functional.pad(images, (pad, pad, pad, pad))
+    # Advanced indices with a slice between them: the result is (B, H, W, C).
+    image = torch.arange(n, device=images.device)[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def load(manifest: Path, device: torch.device) -> tuple[Data, Data, dict]:
+    """The training split, the test split and the manifest of a prepared dataset.
+
+    Raises:
+        NmeError: a file is missing or is not what the manifest says.
+    """
+    import pyarrow as pa
+
+    try:
+        described = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NmeError(f"{manifest}: cannot be read ({error}); prepare the dataset again") from None
+    shape = tuple(described["shape"])
+    column = (-1, *(1 for _ in shape[1:]))
+    mean, std = (torch.tensor(described[k], dtype=torch.float32, device=device).view(column) for k in ("mean", "std"))
+    splits = []
+    for name, expected in described["splits"].items():
+        path = manifest.with_name(f"{name}.arrow")
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise NmeError(f"{path}: cannot be read ({error}); prepare the dataset again") from None
+        if table.num_rows != expected["examples"]:
+            raise NmeError(f"{path}: has {table.num_rows} examples, the manifest says {expected['examples']}")
+        inputs = table["input"].combine_chunks().flatten().to_numpy().reshape(-1, *shape)
+        with warnings.catch_warnings():  # the memory map is read-only, and only read
+            warnings.filterwarnings("ignore", message=".*not writable.*")
+            tensors = torch.from_numpy(inputs), torch.from_numpy(table["label"].to_numpy())
+        splits.append(Data(tensors[0].to(device), tensors[1].to(device), mean, std))
+    return splits[0], splits[1], described

@@ -1,0 +1,85 @@
+"""Resume checkpoints: a job that was stopped goes on where it was and ends with the same result.
+
+The checkpoint is an undeclared file beside the job's output (Snakemake deletes declared outputs of a failed job). It is
+written atomically, holds the identity of the job it belongs to, and is removed when the job has succeeded.
+"""
+
+import pickle
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from nme.errors import Interrupted
+from nme.files import atomic
+
+
+class Checkpoint:
+    """The resume checkpoint of one job.
+
+    Args:
+        path: where it is kept.
+        identity: what must match for it to be used: the settings' hash, the data, the device, the version of PyTorch.
+        every_seconds: how often it is written at most, besides when the job is asked to stop.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, str], every_seconds: float):
+        self.path = path
+        self.identity = identity
+        self.every_seconds = every_seconds
+        self._saved = time.monotonic()
+
+    def load(self) -> tuple[dict | None, str]:
+        """The saved state, or None to start from the beginning; and a sentence about it for the log ('' if no file)."""
+        if not self.path.exists():
+            return None, ""
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            identity, state = saved["identity"], saved["state"]
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
+            return None, f"{self.path}: the resume checkpoint is damaged; starting over"
+        different = [key for key in self.identity if identity.get(key) != self.identity[key]]
+        if different:
+            return None, f"{self.path}: the resume checkpoint has another {', '.join(different)}; starting over"
+        return state, f"{self.path}: continuing from the resume checkpoint"
+
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        return time.monotonic() - self._saved >= self.every_seconds
+
+    def save(self, state: dict) -> None:
+        """Write the state, replacing an earlier one."""
+        with atomic(self.path) as temporary:
+            torch.save({"identity": self.identity, "state": state}, temporary)
+        self._saved = time.monotonic()
+
+    def remove(self) -> None:
+        """Forget it: the job has succeeded."""
+        self.path.unlink(missing_ok=True)
+
+
+class StopRequest:
+    """Turns SIGTERM (preemption, a time limit, ``scancel``) into a request that the job answers at its next step."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "StopRequest":
+        self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+    def answer(self, path: Path) -> None:
+        """Leave the job, its state being saved.
+
+        Raises:
+            Interrupted: always.
+        """
+        raise Interrupted(f"stopped by SIGTERM; the state is saved in {path}, run it again to continue")

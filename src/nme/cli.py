@@ -1,0 +1,143 @@
+"""The command line: one verb a stage, and ``status``. Snakemake's rules call exactly these commands."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nme import __version__
+from nme.errors import Interrupted, NmeError
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: run it again
+
+Spec = Annotated[str, typer.Option(help="The settings that decide the result, as JSON; Snakemake's params show them.")]
+Output = Annotated[Path, typer.Option(help="What to write; it appears whole or not at all.")]
+
+
+def _settings(text: str) -> dict:
+    try:
+        spec = json.loads(text)
+    except ValueError as error:
+        raise NmeError(f"--spec is not JSON: {error}") from None
+    if not isinstance(spec, dict):
+        raise NmeError("--spec must be a JSON object")
+    return spec
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print version and location.")] = False) -> None:
+    if version:
+        print(f"nme {__version__} ({Path(__file__).parent})")
+        raise typer.Exit
+
+
+@app.command()
+def prepare(
+    spec: Spec,
+    output: Annotated[Path, typer.Option(help="Folder for train.arrow, test.arrow and manifest.json.")],
+    data_dir: Annotated[Path | None, typer.Option(envvar="NME_DATA_DIR", help="Image sets you already have.")] = None,
+    downloads: Annotated[Path | None, typer.Option(help="Where to download others to.")] = Path("results/downloads"),
+) -> None:
+    """Find, verify and convert a dataset."""
+    from nme.datasets import Places
+    from nme.prepare import prepare
+
+    if data_dir is not None and not data_dir.expanduser().is_dir():
+        raise NmeError(f"data_dir is '{data_dir}', which is not a folder (give an existing one)")
+    folders = (data_dir.expanduser(),) if data_dir else ()
+    prepare(_settings(spec), Places(folders, downloads), output)
+
+
+@app.command()
+def train(
+    spec: Spec,
+    data: Annotated[Path, typer.Option(help="Manifest of the prepared dataset.")],
+    output: Output,
+    device: Annotated[str, typer.Option(envvar="NME_DEVICE", help="cpu, cuda or auto.")] = "cpu",
+    checkpoint_seconds: Annotated[float, typer.Option(help="How often the state is saved.")] = 60,
+) -> None:
+    """Train the members of one cell; run it again to continue a job that was stopped."""
+    from nme.device import prepare_device
+    from nme.progress import training_progress
+    from nme.train import train
+
+    settings = _settings(spec)
+    recipe = settings["recipe"]
+    chosen = prepare_device(device, recipe["threads"])
+    with training_progress(len(settings["seeds"]), recipe["epochs"]) as (report, log):
+        train(settings, data, output, chosen, checkpoint_seconds, report, log)
+
+
+@app.command()
+def landscape(spec: Spec, output: Output) -> None:
+    """Measure loss and NME over two weights of a small network (Figure 1)."""
+    from nme.curvature.landscape import landscape
+
+    landscape(_settings(spec), output)
+
+
+@app.command()
+def tables(spec: Spec, output: Output) -> None:
+    """Collect the final metrics of a figure's cells, one row a member."""
+    from nme.tables import write_table
+
+    write_table(_settings(spec), output)
+
+
+@app.command()
+def plot(
+    spec: Spec,
+    table: Annotated[Path, typer.Option(help="What the figure is drawn from.")],
+    output: Annotated[Path, typer.Option(help="The PDF; a PNG and a CSV of the plotted numbers go beside it.")],
+) -> None:
+    """Draw a figure."""
+    from nme.figures import plot
+
+    plot(_settings(spec), table, output)
+
+
+@app.command()
+def status(
+    scale: Annotated[str | None, typer.Option(help="Instead of the configured one.")] = None,
+    config: Annotated[Path, typer.Option(help="The user's page.")] = Path("config/config.yaml"),
+) -> None:
+    """Show, for each figure, how many of the results it needs are there."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from nme.config import load_project, read_yaml
+    from nme.status import status
+
+    values = {**(read_yaml(config) or {}), **({"scale": scale} if scale else {})}
+    project = load_project(values, config.parent)
+    table = Table("figure", "done", "wanted", "drawn", title=f"scale {project.config.scale}")
+    for row in status(project):
+        table.add_row(row.figure, str(row.done), str(row.wanted), "yes" if row.drawn else "no")
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: a mistake in the input is one message and exit code 2, a stopped job is exit code 75."""
+    try:
+        app()
+    except NmeError as error:
+        code, message = 2, f"nme: error: {error}"
+    except Interrupted as stop:
+        code, message = TEMPORARY_FAILURE, f"nme: {stop}"
+    except OSError as error:
+        code, message = 1, f"nme: error: {error.filename or 'writing'}: {error.strerror or error}"
+    else:
+        return
+    print(message, file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Curvature of losses: the Hessian, its Gauss-Newton part and the NME."""

@@ -1,0 +1,94 @@
+"""Loss and NME of a small MLP over two weights of its first hidden layer: Figure 1, exact, in float64."""
+
+import time
+from math import sqrt
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.func import hessian, vmap
+
+from nme import parquet
+from nme.activations import ACTIVATIONS, Activation
+from nme.provenance import provenance
+from nme.streams import stream
+
+POINTS_AT_ONCE = 4096
+
+
+class Network:
+    """z = f_θ(x) ∈ R for one datapoint (x, y) with loss ℓ = ½(z − y)².
+
+    θ is a flat vector: weights (out, in) then biases, layer by layer, drawn from N(0, 2/in) and N(0, 1/4). The two
+    weights that are varied belong to different units, w_a to unit 0 and w_b to unit 1 of the first hidden layer.
+
+    Args:
+        widths: inputs, then hidden units of each layer.
+        seed: of θ, x and y.
+    """
+
+    def __init__(self, widths: list[int], seed: int):
+        generator = stream(seed, "landscape")
+        sizes = [*widths, 1]
+        self.shapes = list(zip(sizes[1:], sizes[:-1], strict=True))
+        parts = []
+        for out, inputs in self.shapes:
+            parts.append(torch.randn(out * inputs, generator=generator, dtype=torch.float64) * sqrt(2 / inputs))
+            parts.append(torch.randn(out, generator=generator, dtype=torch.float64) * 0.5)
+        self.theta = torch.cat(parts)
+        self.x = torch.randn(widths[0], generator=generator, dtype=torch.float64)
+        self.y = torch.randn((), generator=generator, dtype=torch.float64)
+        self.varied = [0, widths[0] + 1]  # weight 0 of unit 0, weight 1 of unit 1
+
+    def forward(self, theta: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+        """The output z, a scalar, and all hidden pre-activations, in the order of the layers."""
+        hidden, seen, at = self.x, [], 0
+        for i, (out, inputs) in enumerate(self.shapes):
+            weight = theta[at : at + out * inputs].view(out, inputs)
+            bias = theta[at + out * inputs : at + out * inputs + out]
+            at += out * inputs + out
+            before = weight @ hidden + bias
+            if i == len(self.shapes) - 1:
+                return before[0], torch.cat(seen)
+            seen.append(before)
+            hidden = activation(before)
+        raise AssertionError("a network has an output layer")
+
+    def at(self, pair: Tensor) -> Tensor:
+        """θ with the two varied weights set to ``pair``."""
+        return self.theta.index_copy(0, torch.tensor(self.varied), pair)
+
+    def nme(self, theta: Tensor, activation: Activation) -> Tensor:
+        """N = (z − y) ∇²_θ z, shape (P, P): the NME of one datapoint under ½(z − y)² (paper.md §1)."""
+        z, _ = self.forward(theta, activation)
+        return (z - self.y) * hessian(lambda t: self.forward(t, activation)[0])(theta)
+
+
+def landscape(spec: dict, output: Path) -> None:
+    """Write one row a grid point: activation, w_a, w_b, loss, nme (‖N‖_F), and every hidden pre-activation.
+
+    Args:
+        spec: ``grid.landscape_spec``.
+        output: the parquet file.
+    """
+    began = time.monotonic()
+    network = Network(spec["widths"], spec["seed"])
+    line = torch.linspace(-spec["half_width"], spec["half_width"], spec["points"], dtype=torch.float64)
+    pairs = torch.cartesian_prod(line, line)
+    frames = []
+    for name in spec["activation"]:
+        activation = ACTIVATIONS.parse(name)
+
+        def measure(pair: Tensor, activation: Activation = activation) -> tuple[Tensor, Tensor, Tensor]:
+            theta = network.at(pair)
+            z, before = network.forward(theta, activation)
+            return 0.5 * (z - network.y) ** 2, network.nme(theta, activation).norm(), before
+
+        loss, nme, before = vmap(measure, chunk_size=POINTS_AT_ONCE)(pairs)
+        frame = pd.DataFrame({"activation": name, "w_a": pairs[:, 0], "w_b": pairs[:, 1], "loss": loss, "nme": nme})
+        units = [f"preactivation_{u}" for u in range(before.shape[1])]
+        frames.append(pd.concat([frame, pd.DataFrame(before.numpy(), columns=units)], axis=1))
+    table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False)
+    parquet.write(table, output, provenance(spec, time.monotonic() - began, device="cpu"))

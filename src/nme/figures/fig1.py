@@ -1,0 +1,54 @@
+"""Figure 1: loss and NME over two weights of one hidden layer."""
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from nme.activations import ACTIVATIONS
+from nme.figures import style
+
+BOUNDARY = "#0072B2"
+MAP = "YlOrBr"
+
+
+def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
+    """A row an activation: the loss left, ‖N‖_F right; boundaries of linear regions on piecewise linear ones."""
+    names = list(dict.fromkeys(table["activation"]))
+    units = [c for c in table.columns if c.startswith("preactivation_")]
+    columns = {"loss": "loss ℓ", "nme": "NME ‖N‖$_F$"}
+    figure, grid = pyplot.subplots(
+        len(names),
+        2,
+        figsize=(style.COLUMN, (3.3 * len(names) + 1.2) * style.CM),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    )
+    limits = {c: (max(table[c].min(), table[c].max() * 1e-4), table[c].max()) for c in columns}
+    for row, name in zip(grid, names, strict=True):
+        plane = table[table["activation"] == name]
+        across, up = (np.sort(plane[w].unique()) for w in ("w_a", "w_b"))
+
+        def on_grid(column: str, plane: pd.DataFrame = plane) -> np.ndarray:
+            return plane.pivot(index="w_b", columns="w_a", values=column).to_numpy()
+
+        for axes, (column, title) in zip(row, columns.items(), strict=True):
+            low, high = limits[column]
+            image = axes.pcolormesh(
+                across, up, np.maximum(on_grid(column), low), norm=LogNorm(low, high), cmap=MAP, rasterized=True
+            )
+            if name == "relu":
+                for unit in units:
+                    axes.contour(across, up, on_grid(unit), levels=[0], colors=BOUNDARY, linewidths=0.9)
+            axes.set_aspect("equal")
+            axes.spines[:].set_visible(False)
+            if row is grid[0]:
+                axes.set_title(title)
+                figure.colorbar(image, ax=grid[:, list(columns).index(column)], location="bottom", aspect=25, pad=0.02)
+        row[0].set_ylabel(f"{ACTIVATIONS.parse(name).full_label}\nweight $w_b$")
+    for axes in grid[-1]:
+        axes.set_xlabel("weight $w_a$")
+    style.footer(figure, "exact, float64, one datapoint, nothing trained", "blue: a pre-activation is 0")
+    return figure, table[["activation", "w_a", "w_b", *columns]]

@@ -1,0 +1,9 @@
+"""Models by name. To add one: a module here with a settings class, listed in ``MODELS``.
+
+Settings are checked without torch; ``build`` makes the ``torch.nn.Module``.
+"""
+
+from nme.models.cnn import Cnn
+from nme.models.mlp import Mlp
+
+MODELS = {"cnn": Cnn, "mlp": Mlp}

@@ -1,0 +1,32 @@
+"""Multi-layer perceptron."""
+
+from math import prod
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from nme.models.settings import ModelSettings
+
+
+class Mlp(ModelSettings):
+    """Linear layers of the given widths, each followed by (batch norm and) the activation; then a linear head."""
+
+    name: Literal["mlp"] = Field(description="A multi-layer perceptron on the flattened input.")
+    widths: Annotated[list[PositiveInt], Field(min_length=1)] = Field(description="Units of each hidden layer.")
+    batch_norm: bool = Field(False, description="Batch normalisation before each activation.")
+
+    def build(self, shape, classes, activation):
+        """See ``ModelSettings.build``."""
+        from torch import nn
+
+        from nme.models.layers import Activate
+
+        layers = [nn.Flatten()]
+        size = prod(shape)
+        for width in self.widths:
+            layers.append(nn.Linear(size, width))
+            if self.batch_norm:
+                layers.append(nn.BatchNorm1d(width))
+            layers.append(Activate(activation))
+            size = width
+        return nn.Sequential(*layers, nn.Linear(size, classes))

@@ -1,0 +1,26 @@
+"""What every model's settings share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nme.activations import Activation
+
+
+class ModelSettings(BaseModel):
+    """A model as a recipe describes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def build(self, shape: tuple[int, ...], classes: int, activation: Activation) -> nn.Module:
+        """The module that maps (B, *shape) to logits (B, classes).
+
+        Initialised by PyTorch's own rule (Kaiming uniform with a = √5, U(±1/√fan_in), weights and biases), from
+        PyTorch's global generator. Activations take no part, so models that differ only in it start equal.
+        """
+        raise NotImplementedError

@@ -1,0 +1,30 @@
+"""Result tables: parquet files that carry their provenance."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nme.errors import NmeError
+from nme.files import atomic
+
+
+def write(table: pa.Table, path: Path, record: dict) -> None:
+    """Write the table with ``record`` under the key ``nme`` of the file's metadata; whole or not at all."""
+    metadata = {**(table.schema.metadata or {}), b"nme": json.dumps(record, ensure_ascii=False).encode()}
+    with atomic(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary)
+
+
+def read(path: Path) -> tuple[pa.Table, dict]:
+    """The table and its record.
+
+    Raises:
+        NmeError: the file is missing or is no such table.
+    """
+    try:
+        table = pq.read_table(path)
+        return table, json.loads(table.schema.metadata[b"nme"])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise NmeError(f"{path}: not a result table of nme ({error}); delete it and make it again") from None

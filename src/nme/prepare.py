@@ -1,0 +1,86 @@
+"""Prepare stage: a verified dataset becomes one memory-mapped Arrow file per split, and a manifest.
+
+Arrow schema: ``input``, a fixed-size list of prod(shape) uint8 or float32 values, and ``label``, int64; one record
+batch, so that reading copies nothing. The manifest is written last and says what the other files hold.
+"""
+
+import hashlib
+import json
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from nme.datasets import DATASETS, Places, Split
+from nme.errors import NmeError
+from nme.files import atomic
+
+SUBSET_SEED = 0
+
+
+def prepare(spec: dict, places: Places, folder: Path) -> None:
+    """Find, verify, take the subset of, and convert a dataset.
+
+    Args:
+        spec: ``grid.dataset_spec``.
+        places: where to look for it.
+        folder: gets train.arrow, test.arrow and manifest.json.
+
+    Raises:
+        NmeError: it is missing or damaged, or has too few examples for the subset.
+    """
+    dataset = DATASETS[spec["dataset"]]()
+    try:
+        raw = dataset.read(places)
+    except NmeError as error:
+        raise NmeError(f"{dataset.name}: {error}") from None
+    dataset.check(raw)
+    manifest = {"spec": spec, "source": raw.source, "shape": dataset.shape, "classes": dataset.classes, "splits": {}}
+    for name, split in (("train", raw.train), ("test", raw.test)):
+        chosen = class_balanced(split.labels, spec[name], len(dataset.classes), f"datasets.{dataset.name}.{name}")
+        split = Split(split.inputs[chosen], split.labels[chosen])
+        if name == "train":
+            manifest |= _statistics(split.inputs)
+        _write_arrow(split, folder / f"{name}.arrow")
+        manifest["splits"][name] = {
+            "examples": len(split.labels),
+            "per_class": np.bincount(split.labels, minlength=len(dataset.classes)).tolist(),
+            "sha256": hashlib.sha256((folder / f"{name}.arrow").read_bytes()).hexdigest(),
+        }
+    with atomic(folder / "manifest.json") as path:
+        path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def class_balanced(labels: np.ndarray, size: int | None, classes: int, key: str) -> np.ndarray:
+    """Indices of a class-balanced subset in a fixed random order of its own; None: everything, in its order.
+
+    Class sizes differ by at most one. A larger subset contains the smaller ones of every class.
+
+    Raises:
+        NmeError: a class has too few examples; the message names ``key``.
+    """
+    if size is None:
+        return np.arange(len(labels))
+    smallest = int(np.bincount(labels, minlength=classes).min())
+    if size > smallest * classes:
+        raise NmeError(f"{key} is {size} (allowed: up to {smallest * classes}, {smallest} per class; or null for all)")
+    random = np.random.Generator(np.random.PCG64(SUBSET_SEED))
+    order = random.permutation(len(labels))
+    quota = [size // classes + (c < size % classes) for c in range(classes)]
+    return np.concatenate([order[labels[order] == c][: quota[c]] for c in range(classes)])
+
+
+def _statistics(inputs: np.ndarray) -> dict:
+    """Mean and standard deviation per channel of the training inputs, which training standardises with."""
+    channels = inputs.astype(np.float64).swapaxes(0, 1).reshape(inputs.shape[1], -1)
+    return {"mean": channels.mean(1).tolist(), "std": channels.std(1).tolist()}
+
+
+def _write_arrow(split: Split, path: Path) -> None:
+    import pyarrow as pa
+
+    size = prod(split.inputs.shape[1:])
+    values = pa.array(np.ascontiguousarray(split.inputs).reshape(-1))
+    batch = pa.record_batch({"input": pa.FixedSizeListArray.from_arrays(values, size), "label": pa.array(split.labels)})
+    with atomic(path) as temporary, pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, batch.schema) as out:
+        out.write_batch(batch)

@@ -1,0 +1,57 @@
+"""Autodiff through an activation whose second derivative is prescribed, not derived (paper.md §2)."""
+
+from torch import Tensor
+from torch.autograd import Function
+
+
+class _Elementwise(Function):
+    """y = f(x) elementwise with dy/dx = ``slope(x)``, in reverse mode, forward mode and under ``vmap``.
+
+    Exact for double backward, forward-over-reverse (``jvp`` of ``grad``), reverse-over-forward and third derivatives.
+    Not for forward-over-forward (nested ``jvp``): PyTorch does not differentiate a ``jvp`` rule in forward mode.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, activation = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+        ctx.activation = activation
+
+
+class _Slope(_Elementwise):
+    """φ'(x), with derivative φ''(x)."""
+
+    @staticmethod
+    def forward(x: Tensor, activation) -> Tensor:
+        return activation.first(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * ctx.activation.second(x), None
+
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        (x,) = ctx.saved_tensors
+        return tangent * ctx.activation.second(x)
+
+
+class Prescribed(_Elementwise):
+    """φ(x) with derivative φ'(x), whose own derivative is the prescribed φ''(x)."""
+
+    @staticmethod
+    def forward(x: Tensor, activation) -> Tensor:
+        return activation.value(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * _Slope.apply(x, ctx.activation), None
+
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        (x,) = ctx.saved_tensors
+        return tangent * _Slope.apply(x, ctx.activation)

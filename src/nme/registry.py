@@ -1,0 +1,127 @@
+"""Registries of named things with parameters, and the one spelling of each name.
+
+A name is written the same in the configuration, in a path and on a figure's axis:
+``gelu``, ``beta_gelu-beta=2``, ``grad_norm-p=2``. Nothing here imports torch, so that a grid can be planned
+and a configuration checked on a machine without it.
+"""
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TypeVar
+
+from nme.errors import NmeError, unknown
+
+
+def number(value: float | str) -> str:
+    """The canonical decimal form of a finite number ≥ 0, as it stands in paths: no exponent, no trailing zeros.
+
+    >>> number(0.10), number("1e-3"), number(2.0), number(0)
+    ('0.1', '0.001', '2', '0')
+
+    Raises:
+        NmeError: not a number, negative, not finite, or outside 1e-12 … 1e12.
+    """
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        real = float(value)
+    except (TypeError, ValueError):
+        raise NmeError(f"'{value}' is not a number (allowed: 0 or a number from 1e-12 to 1e12)") from None
+    if not math.isfinite(real) or real < 0 or (real > 0 and not 1e-12 <= real <= 1e12):
+        raise NmeError(f"{value} is out of range (allowed: 0 or a number from 1e-12 to 1e12)")
+    text = format(Decimal(repr(real)), "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return text.lstrip("-") or "0"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number in a name. ``default`` None: must be given. ``choices`` None: any number > 0."""
+
+    default: float | None = None
+    choices: tuple[float, ...] | None = None
+    symbol: str = ""
+
+
+class Named:
+    """Base of what a registry holds: class attributes describe it, an instance holds its parameters' values.
+
+    Attributes:
+        name: as written in configurations and paths.
+        label: as written on figures.
+        parameters: the numbers its name takes.
+    """
+
+    name: str
+    label: str
+    parameters: dict[str, Parameter] = {}  # noqa: RUF012  (a description, never changed)
+
+    def __init__(self, **values: float):
+        for key, value in values.items():
+            setattr(self, key, value)
+        self.values = values
+
+    def __str__(self) -> str:
+        given = [(k, v) for k, v in self.values.items() if v != self.parameters[k].default]
+        return self.name + "".join(f"-{key}={number(value)}" for key, value in given)
+
+    @property
+    def full_label(self) -> str:
+        """The label with the parameters that differ from their defaults: ``β-GELU (β = 2)``."""
+        given = [(k, v) for k, v in self.values.items() if v != self.parameters[k].default]
+        inside = ", ".join(f"{self.parameters[k].symbol or k} = {number(v)}" for k, v in given)
+        return f"{self.label} ({inside})" if inside else self.label
+
+
+NamedClass = TypeVar("NamedClass", bound=type[Named])
+
+
+class Registry(dict[str, type[Named]]):
+    """Named classes by name; ``registry.parse('beta_gelu-beta=2')`` makes the instance."""
+
+    def __init__(self, what: str):
+        super().__init__()
+        self.what = what
+
+    def add(self, cls: NamedClass) -> NamedClass:
+        """Class decorator: put the class under its name."""
+        self[cls.name] = cls
+        return cls
+
+    def parse(self, text: str) -> Named:
+        """The instance that ``text`` names.
+
+        Raises:
+            NmeError: unknown name or parameter, a parameter missing, given twice or not allowed.
+        """
+        name, *settings = str(text).split("-")
+        if name not in self:
+            raise NmeError(unknown(self.what, name, self))
+        known = self[name].parameters
+        values = {key: p.default for key, p in known.items()}
+        seen = set()
+        for setting in settings:
+            key, _, value = setting.partition("=")
+            if key not in known:
+                raise NmeError(unknown(f"parameter of {self.what} '{name}'", key, known))
+            if key in seen:
+                raise NmeError(f"{self.what} '{text}': parameter '{key}' is given twice")
+            seen.add(key)
+            values[key] = self._value(text, key, value, known[key])
+        missing = [key for key, value in values.items() if value is None]
+        if missing:
+            raise NmeError(f"{self.what} '{text}' needs a value for '{missing[0]}', as in '{name}-{missing[0]}=1'")
+        return self[name](**values)
+
+    def _value(self, text: str, key: str, value: str, parameter: Parameter) -> float:
+        try:
+            real = float(number(value))
+        except NmeError as error:
+            raise NmeError(f"{self.what} '{text}': {key}: {error}") from None
+        if parameter.choices and real not in parameter.choices:
+            allowed = ", ".join(number(c) for c in parameter.choices)
+            raise NmeError(f"{self.what} '{text}': {key} is {value} (allowed: {allowed})")
+        if real == 0:
+            raise NmeError(f"{self.what} '{text}': {key} must be greater than 0")
+        return int(real) if real.is_integer() else real

@@ -1,0 +1,270 @@
+"""Train stage: the members of one cell, one after the other, and their metrics per epoch.
+
+Training loss and accuracy are means over the steps of an epoch, each taken in the step's own forward pass, before its
+update (so with augmentation, if the recipe has it). Test loss and accuracy are taken after the epoch, in eval mode. A
+final accuracy is that of the last epoch: the test set chooses nothing.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from torch.nn import functional
+
+from nme import batches, parquet
+from nme.activations import ACTIVATIONS
+from nme.checkpoint import Checkpoint, StopRequest
+from nme.config import Recipe, check
+from nme.errors import NmeError
+from nme.methods import METHODS, Method
+from nme.provenance import provenance, spec_hash
+from nme.streams import derived_seed, stream
+
+EVALUATION_BATCH = 500
+
+COLUMNS = pa.schema(
+    {
+        "seed": pa.int64(),
+        "epoch": pa.int64(),
+        "learning_rate": pa.float64(),
+        "train_loss": pa.float64(),
+        "train_accuracy": pa.float64(),
+        "gradient_norm": pa.float64(),
+        "test_loss": pa.float64(),
+        "test_accuracy": pa.float64(),
+        "diverged": pa.bool_(),
+        "seconds": pa.float64(),
+    }
+)
+
+Report = Callable[[dict], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the members of one job share."""
+
+    recipe: Recipe
+    activation: str
+    method: Method
+    strength: float
+    train: batches.Data
+    test: batches.Data
+    classes: int
+    device: torch.device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of the training data."""
+        return len(self.train.labels) // self.recipe.batch_size
+
+
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """Linear warm-up, then a cosine to 0.
+
+    Args:
+        recipe: with ``learning_rate``, ``epochs`` and ``warmup_epochs``.
+        progress: epochs done, with fractions.
+
+    >>> recipe = Recipe(dataset="digits", title="", model={"name": "mlp", "widths": [1]}, epochs=10, batch_size=1,
+    ...                 learning_rate=1, warmup_epochs=2)
+    >>> [round(learning_rate(recipe, e), 3) for e in (0, 1, 2, 6, 10)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    warmup = recipe.warmup_epochs
+    if progress < warmup:
+        return recipe.learning_rate * progress / warmup
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (recipe.epochs - warmup)))
+
+
+class Member:
+    """One network in training. Its state between two steps is all that a checkpoint needs."""
+
+    def __init__(self, cell: Cell, seed: int):
+        self.cell = cell
+        self.seed = seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "init"))
+            shape = tuple(cell.train.inputs.shape[1:])
+            model = cell.recipe.model.build(shape, cell.classes, ACTIVATIONS.parse(cell.activation))
+        self.model = model.to(cell.device)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=cell.recipe.learning_rate,
+            momentum=cell.recipe.momentum,
+            weight_decay=cell.recipe.weight_decay,
+            foreach=True,
+        )
+        self.epoch = 0  # epochs finished
+        self.step = 0  # steps done in the current epoch
+        self.sums = self._zeros()
+        self.seconds = 0.0
+        self.rows: list[dict] = []
+
+    def _zeros(self) -> torch.Tensor:
+        """Sums over the epoch's steps of: loss, accuracy, gradient norm. On the device, so that steps need no wait."""
+        return torch.zeros(3, dtype=torch.float64, device=self.cell.device)
+
+    @property
+    def finished(self) -> bool:
+        """All epochs are done, or the member has diverged."""
+        return self.epoch == self.cell.recipe.epochs or (bool(self.rows) and self.rows[-1]["diverged"])
+
+    def advance(self) -> dict | None:
+        """Take one step; at the end of an epoch evaluate, and return the epoch's row."""
+        began = time.perf_counter()
+        cell, recipe = self.cell, self.cell.recipe
+        if self.step == 0:
+            self.model.train()
+        order = self._order()[self.step * recipe.batch_size : (self.step + 1) * recipe.batch_size]
+        batch = cell.train.batch(order, recipe.augment, stream(self.seed, "augment", self.epoch, self.step))
+        # At the middle of the step, so that neither the first nor the last one stands still.
+        rate = learning_rate(recipe, self.epoch + (self.step + 0.5) / cell.steps_per_epoch)
+        noise = stream(self.seed, "noise", self.epoch, self.step)
+        update = cell.method.update(self.model, batch, cell.strength, noise)
+        for parameter, direction in zip(self.model.parameters(), update.direction, strict=True):
+            parameter.grad = direction
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step()
+        correct = (update.logits.argmax(1) == batch.labels).double().mean()
+        self.sums += torch.stack([update.loss.double(), correct, update.gradient_norm.double()])
+        self.step += 1
+        self.seconds += time.perf_counter() - began
+        return self._end_epoch(rate) if self.step == cell.steps_per_epoch else None
+
+    def _order(self) -> torch.Tensor:
+        if self.step == 0 or not hasattr(self, "_permutation"):
+            generator = stream(self.seed, "order", self.epoch)
+            permutation = torch.randperm(len(self.cell.train.labels), generator=generator)
+            self._permutation = permutation.to(self.cell.device)
+        return self._permutation
+
+    def _end_epoch(self, rate: float) -> dict:
+        began = time.perf_counter()
+        loss, accuracy, gradient_norm = (self.sums / self.step).tolist()
+        test_loss, test_accuracy = self.evaluate()
+        diverged = not all(math.isfinite(v) for v in (loss, gradient_norm, test_loss))
+        self.epoch += 1
+        self.step = 0
+        self.sums = self._zeros()
+        measured = {
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+            "gradient_norm": gradient_norm,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+        }
+        row = {"seed": self.seed, "epoch": self.epoch, "learning_rate": rate}
+        row |= dict.fromkeys(measured) if diverged else measured
+        row |= {"diverged": diverged, "seconds": self.seconds + time.perf_counter() - began}
+        self.seconds = 0.0
+        self.rows.append(row)
+        return row
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """Mean loss and accuracy on the test split, in eval mode; sums are divided once, at the end."""
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.cell.device)
+        for batch in self.cell.test.in_order(EVALUATION_BATCH):
+            logits = self.model(batch.inputs)
+            loss = functional.cross_entropy(logits, batch.labels, reduction="sum")
+            sums += torch.stack([loss.double(), (logits.argmax(1) == batch.labels).sum().double()])
+        loss, accuracy = (sums / len(self.cell.test.labels)).tolist()
+        return loss, accuracy
+
+    def state(self) -> dict:
+        """Everything that the next step depends on."""
+        return {
+            "seed": self.seed,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.sums,
+            "seconds": self.seconds,
+            "rows": self.rows,
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go on from a state of this member."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sums = state["sums"].to(self.cell.device)
+        self.epoch, self.step, self.seconds, self.rows = (state[k] for k in ("epoch", "step", "seconds", "rows"))
+        self.model.train()
+
+
+def train(
+    spec: dict,
+    manifest: Path,
+    output: Path,
+    device: torch.device,
+    checkpoint_seconds: float = 60,
+    report: Report = lambda row: None,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Train every member of ``spec`` and write their metrics, one row a member and epoch (``COLUMNS``).
+
+    Args:
+        spec: ``grid.train_spec``.
+        manifest: of the prepared dataset.
+        output: the parquet file; ``resume.pt`` beside it keeps the state of a stopped job.
+        device: where to train.
+        checkpoint_seconds: how often the state is saved.
+        report: called with each finished epoch's row.
+        log: called with a sentence for the log.
+
+    Raises:
+        NmeError: a setting or an input file is not usable.
+        Interrupted: SIGTERM came; the state is saved.
+    """
+    began = time.monotonic()
+    recipe = check(Recipe, spec["recipe"], "recipe")
+    data, test, described = batches.load(manifest, device)
+    method = METHODS.parse(spec["method"])
+    strength, classes = float(spec["strength"]), len(described["classes"])
+    cell = Cell(recipe, spec["activation"], method, strength, data, test, classes, device)
+    if cell.steps_per_epoch == 0:
+        raise NmeError(f"batch_size is {recipe.batch_size} (allowed: up to {len(data.labels)}, the training examples)")
+    identity = {
+        "settings": spec_hash(spec),
+        "data": spec_hash(described["splits"]),
+        "device": device.type,
+        "version of PyTorch": torch.__version__,
+    }
+    checkpoint = Checkpoint(output.with_name("resume.pt"), identity, checkpoint_seconds)
+    state, sentence = checkpoint.load()
+    if sentence:
+        log(sentence)
+    rows, earlier = (state["rows"], state["seconds"]) if state else ([], 0.0)
+    done = {row["seed"] for row in rows}
+    with StopRequest() as stop:
+        for seed in spec["seeds"]:
+            if seed in done:
+                continue
+            member = Member(cell, seed)
+            if state and state["member"] and state["member"]["seed"] == seed:
+                member.restore(state["member"])
+            while not member.finished:
+                row = member.advance()
+                if row:
+                    report(row)
+                if stop.requested or checkpoint.due():
+                    seconds = earlier + time.monotonic() - began
+                    checkpoint.save({"rows": rows, "member": member.state(), "seconds": seconds})
+                    if stop.requested:
+                        stop.answer(checkpoint.path)
+            rows = rows + member.rows
+    record = provenance(
+        spec,
+        earlier + time.monotonic() - began,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        data=described["splits"],
+    )
+    parquet.write(pa.Table.from_pylist(rows, schema=COLUMNS), output, record)
+    checkpoint.remove()
