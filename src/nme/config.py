@@ -108,7 +108,7 @@ class Recipe(Closed):
     """How one network is trained; everything but the activation, the method, its strength and the seed."""
 
     dataset: _one_of("dataset", DATASETS) = Field(description="A dataset of this scale.")
-    title: str = Field(description="As written above a panel of a figure.")
+    title: str = Field("", description="As written above a panel of a figure; empty: the recipe's name.")
     model: ModelSpec = Field(description="The network and its sizes.")
     augment: Literal["none", "crop_flip"] = Field(
         "none", description="crop_flip: random crop after padding by 1/8 of the side, and random horizontal flip."

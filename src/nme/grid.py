@@ -108,6 +108,13 @@ def sources(project: Project, name: str) -> list[str]:
     return [metrics_path(scale, cell, seeds) for cell, seeds in training_jobs(figure, project.scale)]
 
 
+def table_path(project: Project, name: str) -> str:
+    """What a figure is drawn from: its table, or the landscape itself."""
+    if project.figures[name].landscape:
+        return sources(project, name)[0]
+    return f"results/{project.config.scale}/tables/{name}.parquet"
+
+
 def dataset_spec(project: Project, dataset: str) -> dict:
     """What decides the content of a prepared dataset."""
     return {
@@ -144,7 +151,7 @@ def table_spec(project: Project, name: str) -> dict:
     return {
         "scale": project.config.scale,
         "seeds": scale.seeds,
-        "recipes": {r: {"title": s.title, "seeds_per_job": s.seeds_per_job} for r, s in scale.recipes.items()},
+        "recipes": {r: {"title": s.title or r, "seeds_per_job": s.seeds_per_job} for r, s in scale.recipes.items()},
         "cells": [cell.path for cell in cells(figure, scale)],
         "version": STAGE_VERSION["tables"],
     }

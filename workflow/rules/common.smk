@@ -1,0 +1,89 @@
+# What the rules share: the checked configuration, and functions from wildcards to settings. The logic is in nme.grid.
+
+import json
+
+from snakemake.exceptions import WorkflowError
+
+from nme import grid
+from nme.config import load_project
+from nme.environment import export
+from nme.errors import NmeError
+
+try:
+    PROJECT = load_project(config, "config")
+except NmeError as error:
+    raise WorkflowError(str(error)) from None
+
+export(PROJECT.config)
+
+SCALE = PROJECT.config.scale
+
+
+wildcard_constraints:
+    scale=SCALE,
+    dataset="[a-z0-9_]+",
+    recipe="[a-z0-9_]+",
+    activation="[a-z0-9_=.-]+",
+    method="[a-z0-9_=.-]+",
+    strength="[0-9.]+",
+    seeds="[0-9]+(-[0-9]+)?",
+    figure="[a-z0-9_]+",
+
+
+def figures_of_kind(*kinds):
+    return [f"figures/{n}.pdf" for n, f in PROJECT.figures.items() if f.kind in kinds]
+
+
+def recipe_of(wildcards):
+    return PROJECT.scale.recipes[wildcards.recipe]
+
+
+def dataset_settings(wildcards):
+    return json.dumps(grid.dataset_spec(PROJECT, wildcards.dataset))
+
+
+def cell_settings(wildcards):
+    cell = grid.Cell(
+        wildcards.recipe, wildcards.activation, wildcards.method, wildcards.strength
+    )
+    seeds = grid.parse_seeds(wildcards.seeds)
+    return json.dumps(grid.train_spec(recipe_of(wildcards), cell, seeds))
+
+
+def landscape_settings(wildcards):
+    return json.dumps(grid.landscape_spec(PROJECT.figures[wildcards.figure]))
+
+
+def table_settings(wildcards):
+    return json.dumps(grid.table_spec(PROJECT, wildcards.figure))
+
+
+def plot_settings(wildcards):
+    return json.dumps(grid.plot_spec(PROJECT, wildcards.figure), ensure_ascii=False)
+
+
+def cell_data(wildcards):
+    return str(grid.dataset_of(PROJECT, wildcards.recipe))
+
+
+def figure_sources(wildcards):
+    return grid.sources(PROJECT, wildcards.figure)
+
+
+def figure_table(wildcards):
+    return grid.table_path(PROJECT, wildcards.figure)
+
+
+def figure_caption(wildcards):
+    return PROJECT.figures[wildcards.figure].caption
+
+
+def figure_title(wildcards):
+    return PROJECT.figures[wildcards.figure].title
+
+
+def figure_kind(wildcards):
+    return {
+        "paper": "Figures of the paper",
+        "supplementary": "Supplementary figures",
+    }[PROJECT.figures[wildcards.figure].kind]

@@ -1,0 +1,15 @@
+# ------------------------------------------------------------------- tables
+
+
+# the final metrics of a figure's cells, one row a member
+rule tables:
+    input:
+        figure_sources,
+    output:
+        "results/{scale}/tables/{figure}.parquet",
+    log:
+        "logs/{scale}/tables/{figure}.log",
+    params:
+        spec=table_settings,
+    shell:
+        "nme tables --spec {params.spec:q} --output {output} > {log} 2>&1"

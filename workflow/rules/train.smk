@@ -1,0 +1,22 @@
+# -------------------------------------------------------------------- train
+
+
+# train the members of one cell in one process; a job that was stopped continues
+rule train:
+    input:
+        data=cell_data,
+    output:
+        metrics="results/{scale}/train/{recipe}/{activation}/{method}/{strength}/seed={seeds}/metrics.parquet",
+    log:
+        "logs/{scale}/train/{recipe}/{activation}/{method}/{strength}/seed={seeds}.log",
+    benchmark:
+        "logs/{scale}/train/{recipe}/{activation}/{method}/{strength}/seed={seeds}.benchmark.tsv"
+    threads: lambda wildcards: recipe_of(wildcards).threads
+    resources:
+        mem_mb=lambda wildcards, attempt: recipe_of(wildcards).memory_mb * attempt,
+        runtime=lambda wildcards, attempt: recipe_of(wildcards).runtime_minutes
+        * attempt,
+    params:
+        spec=cell_settings,
+    shell:
+        "nme train --spec {params.spec:q} --data {input.data} --output {output.metrics} > {log} 2>&1"
