@@ -78,7 +78,9 @@ def train(
 def landscape(spec: Spec, output: Output) -> None:
     """Measure loss and NME over two weights of a small network (Figure 1)."""
     from nme.curvature.landscape import landscape
+    from nme.device import prepare_device
 
+    prepare_device("cpu", threads=1)
     landscape(_settings(spec), output)
 
 

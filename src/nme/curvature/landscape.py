@@ -1,6 +1,7 @@
 """Loss and NME of a small MLP over two weights of its first hidden layer: Figure 1, exact, in float64."""
 
 import time
+import warnings
 from math import sqrt
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from nme.activations import ACTIVATIONS, Activation
 from nme.provenance import provenance
 from nme.streams import stream
 
-POINTS_AT_ONCE = 4096
+POINTS_AT_ONCE = 256
 
 
 class Network:
@@ -86,7 +87,9 @@ def landscape(spec: dict, output: Path) -> None:
             z, before = network.forward(theta, activation)
             return 0.5 * (z - network.y) ** 2, network.nme(theta, activation).norm(), before
 
-        loss, nme, before = vmap(measure, chunk_size=POINTS_AT_ONCE)(pairs)
+        with warnings.catch_warnings():  # torch's own use of what it has deprecated
+            warnings.simplefilter("ignore", FutureWarning)
+            loss, nme, before = vmap(measure, chunk_size=POINTS_AT_ONCE)(pairs)
         frame = pd.DataFrame({"activation": name, "w_a": pairs[:, 0], "w_b": pairs[:, 1], "loss": loss, "nme": nme})
         units = [f"preactivation_{u}" for u in range(before.shape[1])]
         frames.append(pd.concat([frame, pd.DataFrame(before.numpy(), columns=units)], axis=1))

@@ -42,8 +42,8 @@ def accuracy_against_strength(
 ) -> tuple[Figure, pd.DataFrame]:
     """One panel a recipe, one line an activation: test accuracy (%) against strength.
 
-    The level without a penalty is a dotted line in the activation's colour. A point with diverged members is ringed by
-    a cross at the lower edge with their number.
+    The level without a penalty is a dotted line in the activation's colour. A point with diverged members is marked by a
+    cross at the lower edge with their number.
 
     Args:
         table: ``tables.collect``'s.
@@ -71,6 +71,9 @@ def accuracy_against_strength(
                 axes.plot(point["strength"], 0.03, "x", color=colour[name], transform=edge, clip_on=False)
                 text = f"{point['diverged']:.0f}/{point['members']:.0f}"
                 axes.text(point["strength"], 0.06, text, fontsize=5, ha="center", transform=edge)
+        # The intervals of few seeds may leave the range of an accuracy.
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), min(high, 100))
         style.strength_axis(axes, sorted(points["strength"].unique()), label)
         axes.set_title(panel)
     grid[0, 0].set_ylabel("test accuracy (%)")

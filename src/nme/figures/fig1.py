@@ -11,6 +11,7 @@ from nme.figures import style
 
 BOUNDARY = "#0072B2"
 MAP = "YlOrBr"
+PIECEWISE_LINEAR = ("relu", "leaky_relu")
 
 
 def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
@@ -21,34 +22,35 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
     figure, grid = pyplot.subplots(
         len(names),
         2,
-        figsize=(style.COLUMN, (3.3 * len(names) + 1.2) * style.CM),
+        figsize=(style.COLUMN, (3.4 * len(names) + 2.4) * style.CM),
         squeeze=False,
         sharex=True,
         sharey=True,
     )
-    limits = {c: (max(table[c].min(), table[c].max() * 1e-4), table[c].max()) for c in columns}
-    for row, name in zip(grid, names, strict=True):
+    # Both quantities span decades; what is far below the largest value has one colour.
+    limits = {c: (1e-4 * table[c].max(), table[c].max()) for c in columns}
+    for i, name in enumerate(names):
         plane = table[table["activation"] == name]
         across, up = (np.sort(plane[w].unique()) for w in ("w_a", "w_b"))
 
         def on_grid(column: str, plane: pd.DataFrame = plane) -> np.ndarray:
             return plane.pivot(index="w_b", columns="w_a", values=column).to_numpy()
 
-        for axes, (column, title) in zip(row, columns.items(), strict=True):
+        for j, (column, title) in enumerate(columns.items()):
+            axes = grid[i, j]
             low, high = limits[column]
-            image = axes.pcolormesh(
-                across, up, np.maximum(on_grid(column), low), norm=LogNorm(low, high), cmap=MAP, rasterized=True
-            )
-            if name == "relu":
+            values = np.maximum(on_grid(column), low)
+            image = axes.pcolormesh(across, up, values, norm=LogNorm(low, high), cmap=MAP, rasterized=True)
+            if name in PIECEWISE_LINEAR:
                 for unit in units:
                     axes.contour(across, up, on_grid(unit), levels=[0], colors=BOUNDARY, linewidths=0.9)
             axes.set_aspect("equal")
             axes.spines[:].set_visible(False)
-            if row is grid[0]:
+            if i == 0:
                 axes.set_title(title)
-                figure.colorbar(image, ax=grid[:, list(columns).index(column)], location="bottom", aspect=25, pad=0.02)
-        row[0].set_ylabel(f"{ACTIVATIONS.parse(name).full_label}\nweight $w_b$")
-    for axes in grid[-1]:
-        axes.set_xlabel("weight $w_a$")
+            if i == len(names) - 1:
+                axes.set_xlabel("weight $w_a$")
+                figure.colorbar(image, ax=grid[:, j], location="bottom", aspect=25, pad=0.01, extend="min")
+        grid[i, 0].set_ylabel(f"{ACTIVATIONS.parse(name).full_label}\nweight $w_b$")
     style.footer(figure, "exact, float64, one datapoint, nothing trained", "blue: a pre-activation is 0")
     return figure, table[["activation", "w_a", "w_b", *columns]]

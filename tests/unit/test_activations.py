@@ -1,0 +1,214 @@
+"""Activations against closed forms, finite differences, and every way in which autodiff sees a derivative."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import ndtr
+from torch.func import grad, jvp, vmap
+
+from nme.activations import ACTIVATIONS
+
+# Away from 0, where some activations have a kink, and into both tails; in three dimensions.
+_SIZES = torch.linspace(0.05, 5, 60, dtype=torch.float64)
+POINTS = torch.cat([-_SIZES, _SIZES]).view(5, 4, 6)
+# How exactly derivatives must agree. float32: rounding of βx in the exponent, times the height β of the bump.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
+
+
+def pdf(x):
+    return np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+
+
+def relu(x, _):
+    return np.maximum(x, 0), np.where(x > 0, 1.0, 0.0), np.zeros_like(x)
+
+
+def leaky_relu(x, p):
+    return np.where(x > 0, x, p["slope"] * x), np.where(x > 0, 1.0, p["slope"]), np.zeros_like(x)
+
+
+def beta_gelu(x, p):
+    b = p.get("beta", 1)
+    return x * ndtr(b * x), ndtr(b * x) + b * x * pdf(b * x), b * pdf(b * x) * (2 - (b * x) ** 2)
+
+
+def augmented_relu(x, p):
+    return *relu(x, p)[:2], beta_gelu(x, p)[2]
+
+
+def diminished_gelu(x, p):
+    return *beta_gelu(x, p)[:2], np.zeros_like(x)
+
+
+# Value, first and second derivative of paper.md §2, written a second time.
+CLOSED_FORMS = {
+    "relu": relu,
+    "leaky_relu": leaky_relu,
+    "gelu": beta_gelu,
+    "beta_gelu": beta_gelu,
+    "augmented_relu": augmented_relu,
+    "diminished_gelu": diminished_gelu,
+}
+
+
+def central_difference(f, x, step=1e-5):
+    return (f(x + step) - f(x - step)) / (2 * step)
+
+
+def assert_near(actual, expected, tolerance):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def derivative(y, x):
+    """Of the sum of y, by reverse mode and with its graph; 0 where y is constant."""
+    if not y.requires_grad:
+        return torch.zeros_like(x)
+    return torch.autograd.grad(y.sum(), x, create_graph=True, materialize_grads=True)[0]
+
+
+def test_paper_activations_are_all_checked_against_a_closed_form():
+    assert set(CLOSED_FORMS) <= set(ACTIVATIONS)
+
+
+def test_value_and_derivatives_equal_the_closed_form(activation):
+    if activation.name not in CLOSED_FORMS:
+        pytest.skip(f"no closed form of {activation.name} is written here")
+    expected = CLOSED_FORMS[activation.name](POINTS.numpy(), activation.values)
+    for function, values in zip((activation.value, activation.first, activation.second), expected, strict=True):
+        assert_near(function(POINTS), torch.from_numpy(values), 1e-13)
+    assert_near(activation(POINTS), torch.from_numpy(expected[0]), 1e-13)
+
+
+def test_first_is_the_slope_of_the_value(activation):
+    # Of every activation: one that is not genuine differs from its value's derivatives in the second one only.
+    assert_near(activation.first(POINTS), central_difference(activation.value, POINTS), 1e-8)
+
+
+def test_second_of_a_genuine_activation_is_the_slope_of_first(genuine):
+    assert_near(genuine.second(POINTS), central_difference(genuine.first, POINTS), 1e-8)
+
+
+def test_activation_that_is_not_genuine_has_another_second_derivative_than_its_value(activation):
+    differs = (activation.second(POINTS) - central_difference(activation.first, POINTS)).abs().max() > 0.1
+    assert differs == (not activation.genuine)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("name", "original"),
+    [
+        ("augmented_relu", torch.relu),
+        ("augmented_relu-beta=4", torch.relu),
+        ("diminished_gelu", torch.nn.functional.gelu),
+    ],
+)
+def test_replaced_second_derivative_leaves_value_and_gradient_as_they_were(name, original, dtype):
+    x = torch.cat([POINTS.flatten(), torch.zeros(1)]).to(dtype).requires_grad_()
+    y, expected = ACTIVATIONS.parse(name)(x), original(x)
+    weight = torch.linspace(-2, 2, len(x), dtype=dtype)
+    (slope,), (expected_slope,) = (torch.autograd.grad((weight * f).sum(), x) for f in (y, expected))
+    assert torch.equal(y, expected)
+    # The mask of ReLU is exact; GELU's slope is computed in another order than in PyTorch's kernel.
+    assert_near(slope, expected_slope, 0 if original is torch.relu else 10 * torch.finfo(dtype).eps)
+
+
+def test_kink_of_relu_follows_pytorch():
+    zero = torch.zeros(1, requires_grad=True)
+    for name in ("relu", "leaky_relu-slope=0.1", "augmented_relu"):
+        activation = ACTIVATIONS.parse(name)
+        expected = torch.autograd.grad(torch.nn.functional.leaky_relu(zero, activation.values.get("slope", 0)), zero)
+        assert torch.equal(torch.autograd.grad(activation(zero), zero)[0], expected[0])
+        assert torch.equal(activation.first(zero), expected[0])
+
+
+def test_beta_gelu_tends_to_relu_in_value_and_slope():
+    sharp, flat = ACTIVATIONS.parse("beta_gelu-beta=1000"), ACTIVATIONS.parse("relu")
+    assert torch.equal(sharp.value(POINTS), flat.value(POINTS))
+    assert torch.equal(sharp.first(POINTS), flat.first(POINTS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+class TestAutodiffSeesFirstAndSecond:
+    def points(self, dtype):
+        return POINTS.to(dtype)
+
+    def near(self, actual, activation, x):
+        assert actual.dtype == x.dtype
+        assert actual.shape == x.shape
+        assert_near(actual, activation.second(x), TOLERANCE[x.dtype])
+
+    def test_backward_and_double_backward(self, activation, dtype):
+        x = self.points(dtype).requires_grad_()
+        first = derivative(activation(x), x)
+        assert_near(first, activation.first(x), TOLERANCE[dtype])
+        self.near(derivative(first, x), activation, x)
+
+    def test_double_backward_with_weights_as_inside_a_network(self, activation, dtype):
+        x = self.points(dtype).requires_grad_()
+        weight = torch.linspace(-1, 1, x.numel(), dtype=dtype).view_as(x)
+        # d/dx of w φ'(x) v is w v φ'': the incoming gradient must be carried through both backward passes.
+        first = derivative(weight * activation(x), x)
+        assert_near(derivative(3 * first, x), 3 * weight * activation.second(x), 3 * TOLERANCE[dtype])
+
+    def test_forward_mode(self, activation, dtype):
+        x = self.points(dtype)
+        tangent = torch.linspace(-1, 1, x.numel(), dtype=dtype).view_as(x)
+        y, slope = jvp(activation, (x,), (tangent,))
+        assert torch.equal(y, activation(x))
+        assert_near(slope, activation.first(x) * tangent, TOLERANCE[dtype])
+
+    def test_forward_over_reverse(self, activation, dtype):
+        x = self.points(dtype)
+        _, second = jvp(grad(lambda t: activation(t).sum()), (x,), (torch.ones_like(x),))
+        self.near(second, activation, x)
+
+    def test_reverse_over_reverse(self, activation, dtype):
+        x = self.points(dtype)
+        self.near(grad(lambda t: grad(lambda s: activation(s).sum())(t).sum())(x), activation, x)
+
+    def test_reverse_over_forward(self, activation, dtype):
+        x = self.points(dtype)
+        self.near(grad(lambda t: jvp(activation, (t,), (torch.ones_like(t),))[1].sum())(x), activation, x)
+
+    def test_under_vmap(self, activation, dtype):
+        x = self.points(dtype)
+
+        def forward_over_reverse(row):
+            return jvp(grad(lambda t: activation(t).sum()), (row,), (torch.ones_like(row),))[1]
+
+        def reverse_over_reverse(row):
+            return grad(lambda t: grad(lambda s: activation(s).sum())(t).sum())(row)
+
+        assert torch.equal(vmap(activation)(x), activation(x))
+        self.near(vmap(forward_over_reverse)(x), activation, x)
+        self.near(vmap(reverse_over_reverse)(x), activation, x)
+        self.near(vmap(vmap(vmap(forward_over_reverse)))(x), activation, x)
+        # Batched along another dimension than the first.
+        self.near(vmap(reverse_over_reverse, in_dims=2, out_dims=2)(x), activation, x)
+
+    def test_vmap_over_tangents_of_one_point(self, activation, dtype):
+        x = self.points(dtype)[0]
+        directions = torch.eye(x.numel(), dtype=dtype).view(-1, *x.shape)
+
+        def product(direction):
+            return jvp(grad(lambda t: activation(t).sum()), (x,), (direction,))[1]
+
+        self.near(vmap(product)(directions).sum(0), activation, x)
+
+
+def test_third_derivative_exists_and_is_the_slope_of_second(activation):
+    x = POINTS.clone().requires_grad_()
+    third = derivative(derivative(derivative(activation(x), x), x), x)
+    assert_near(third, central_difference(activation.second, POINTS), 1e-7)
+
+
+def test_strided_and_empty_inputs_are_taken_as_they_are(activation):
+    x = POINTS.transpose(0, 2)
+    assert torch.equal(activation(x), activation(x.contiguous()))
+    assert activation(POINTS[:0]).shape == POINTS[:0].shape
+
+
+def test_input_is_not_changed(activation):
+    x = POINTS.clone().requires_grad_()
+    derivative(derivative(activation(x * 1), x), x)
+    assert torch.equal(x, POINTS)
