@@ -22,7 +22,7 @@ report: all
 	$(BIN)/snakemake --cores 1 --config scale=$(SCALE) --report results/$(SCALE)/report.html -- all
 
 test: .venv/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest $(PYTEST)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

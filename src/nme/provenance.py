@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import platform
 import resource
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 from nme import __version__
 
@@ -16,7 +18,7 @@ def spec_hash(spec: dict) -> str:
 
 
 def provenance(spec: dict, seconds: float, **more: str | int | float) -> dict:
-    """A record for a result's metadata.
+    """A record for a result's metadata; ``container`` is the image's file name, empty outside of one.
 
     Args:
         spec: the settings that decide the result.
@@ -31,6 +33,7 @@ def provenance(spec: dict, seconds: float, **more: str | int | float) -> dict:
         "python": platform.python_version(),
         "torch": version("torch"),
         "machine": platform.machine(),
+        "container": Path(os.environ.get("APPTAINER_CONTAINER", "")).name,
         "seconds": round(seconds, 3),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1),
         **more,

@@ -1,4 +1,4 @@
-"""Tests that take ``activation``, ``genuine`` or ``method`` run for every one of the registry, new ones included."""
+"""Tests that take ``activation``, ``genuine`` or ``method`` run for all of a registry, new names included."""
 
 from itertools import product
 
@@ -9,25 +9,28 @@ from nme.methods import METHODS
 
 torch.set_num_threads(1)
 
-NUMBERS = (0.5, 1, 4)  # tried for a parameter that takes any number, beside its default
+# Tried for a parameter that takes any number, beside its default. A method's may be counts (of probes, say).
+ACTIVATION_NUMBERS = (0.5, 1, 4)
+METHOD_NUMBERS = (1, 2)
 
 
-def every(registry):
+def every(registry, numbers):
     """An instance of each name with each combination of example parameters."""
     for name, cls in registry.items():
         settings = []
         for key, p in cls.parameters.items():
-            values = p.choices or [*NUMBERS, *([p.default] if p.default is not None else [])]
+            values = p.choices or [*numbers, *([p.default] if p.default is not None else [])]
             settings.append([f"-{key}={value}" for value in dict.fromkeys(values)])
         for chosen in product(*settings):
             yield registry.parse("".join([name, *chosen]))
 
 
 def pytest_generate_tests(metafunc):
+    activations = list(every(ACTIVATIONS, ACTIVATION_NUMBERS))
     cases = {
-        "activation": list(every(ACTIVATIONS)),
-        "genuine": [a for a in every(ACTIVATIONS) if a.genuine],
-        "method": list(every(METHODS)),
+        "activation": activations,
+        "genuine": [a for a in activations if a.genuine],
+        "method": list(every(METHODS, METHOD_NUMBERS)),
     }
     for argument, values in cases.items():
         if argument in metafunc.fixturenames:

@@ -1,0 +1,15 @@
+"""Options of all tests."""
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--no-skips", action="store_true", help="A skipped test fails the run (for CI).")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    skipped = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+    if session.config.getoption("--no-skips") and skipped and exitstatus == 0:
+        print("\nskipped, where nothing may be skipped:", *(f"  {r.nodeid}: {r.longrepr[-1]}" for r in skipped), sep="\n")
+        session.exitstatus = 1

@@ -1,0 +1,339 @@
+"""What a user can get wrong in the configuration: each mistake is one line that says how to mend it."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nme import grid
+from nme.config import Project, load_project
+from nme.errors import NmeError
+from nme.figures import drawable
+
+ROOT = Path(__file__).parents[2]
+SCALES = sorted(path.stem for path in (ROOT / "config/scales").glob("*.yaml"))
+
+ABSENT = "(absent)"
+LANDSCAPE = {"activation": ["relu"], "widths": [2, 4], "points": 5, "half_width": 1, "seed": 0}
+
+
+class Folder:
+    """A copy of config/ to make mistakes in."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        shutil.copytree(ROOT / "config", path)
+
+    def set(self, file: str, key: str, value: object) -> None:
+        """Set, or with ABSENT delete, the value at a key like ``recipes.digits_mlp.epochs``."""
+        values = yaml.safe_load((self.path / file).read_text())
+        node = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node[parent]
+        if value == ABSENT:
+            del node[last]
+        else:
+            node[last] = value
+        (self.path / file).write_text(yaml.safe_dump(values))
+
+    def load(self, **values: object) -> Project:
+        """The project at the tiny scale, or as the keys say."""
+        return load_project({"scale": "tiny", **values}, self.path)
+
+    def message(self, **values: object) -> str:
+        with pytest.raises(NmeError) as caught:
+            self.load(**values)
+        return str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    return Folder(tmp_path / "config")
+
+
+# ------------------------------------------------------ the shipped files
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_shipped_configurations_load(scale):
+    project = load_project({"scale": scale}, ROOT / "config")
+    assert project.scale.recipes
+    assert set(project.figures) == {path.stem for path in (ROOT / "config/figures").glob("*.yaml")}
+
+
+def test_the_users_page_loads():
+    values = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    project = load_project(values, ROOT / "config")
+    assert (project.config.scale, project.config.device, project.config.data_dir) == ("laptop", "cpu", None)
+
+
+def test_every_figure_has_a_drawing_and_every_drawing_a_figure():
+    assert sorted(load_project({"scale": "tiny"}, ROOT / "config").figures) == drawable()
+
+
+# --------------------------------------------------------------- mistakes
+
+SCALE, FIGURE, STYLE = "scales/tiny.yaml", "figures/fig2.yaml", "style.yaml"
+DATASETS_ALLOWED = "(allowed: cifar10, digits, fashion_mnist, mnist1d)"
+NUMBER_ALLOWED = "(allowed: 0 or a number from 1e-12 to 1e12)"
+
+# File, key, wrong value, and what the message has to say: the key, the value, what is allowed, the nearest name.
+MISTAKES = [
+    # names
+    (FIGURE, "grid.activation", ["relu", "gleu"],
+     ["grid.activation.1", "activation 'gleu'", "did you mean 'gelu'?", "(allowed: augmented_relu,"]),
+    (FIGURE, "grid.method", ["gradnorm"],
+     ["grid.method.0", "method 'gradnorm'", "did you mean 'grad_norm'?", "(allowed: grad_norm,"]),
+    (FIGURE, "grid.method", ["grad_norm-p=3"], ["grid.method.0", "p is 3", "(allowed: 1, 2)"]),
+    # A name that needs a number is no complete name here: nothing else would give it.
+    (FIGURE, "grid.activation", ["beta_gelu"], ["grid.activation.0", "'beta_gelu' needs a value for 'beta'"]),
+    (FIGURE, "grid.strength", "roh",
+     ["grid.strength", "axis", "'roh'", "did you mean 'rho'?", "(allowed: rho)"]),
+    (FIGURE, "kind", "papper", ["kind", "'papper'", "'paper' or 'supplementary'"]),
+    ("figures/fig1.yaml", "landscape.activation", ["relo"],
+     ["landscape.activation.0", "activation 'relo'", "did you mean 'relu'?"]),
+    (SCALE, "datasets.digts", {},
+     ["datasets.digts", "dataset 'digts'", "did you mean 'digits'?", DATASETS_ALLOWED]),
+    (SCALE, "recipes.digits_mlp.dataset", "digit",
+     ["recipes.digits_mlp.dataset", "dataset 'digit'", "did you mean 'digits'?", DATASETS_ALLOWED]),
+    (SCALE, "recipes.digits_mlp.dataset", "cifar10",
+     ["recipes.digits_mlp", "dataset of this scale 'cifar10'", "(allowed: digits, mnist1d)"]),
+    (SCALE, "recipes.digits_mlp.model.name", "mpl",
+     ["recipes.digits_mlp.model.name", "model 'mpl'", "did you mean 'mlp'?", "(allowed: cnn, mlp)"]),
+    (SCALE, "recipes.digits_mlp.model.name", ABSENT, ["recipes.digits_mlp.model.name", "missing"]),
+    (SCALE, "recipes.digits_mlp.augment", "flip",
+     ["recipes.digits_mlp.augment", "'flip'", "'none' or 'crop_flip'"]),
+    (SCALE, "axes.Rho", [1], ["axes.Rho", "'Rho'", "[a-z]"]),
+    (STYLE, "activation.gleu", "#000000", ["activation.gleu", "'gleu'", "did you mean 'gelu'?"]),
+    (STYLE, "method.sgd", "black", ["method.sgd", "'black'", "#"]),
+    # keys
+    (SCALE, "sedes", 3,
+     ["key 'sedes'", "did you mean 'seeds'?", "(allowed: axes, datasets, recipes, seeds)"]),
+    (SCALE, "recipes.digits_mlp.warmup_epoch", 1,
+     ["recipes.digits_mlp", "key 'warmup_epoch'", "did you mean 'warmup_epochs'?", "batch_size"]),
+    (SCALE, "recipes.mnist1d_cnn.model.chanels", [8],
+     ["recipes.mnist1d_cnn.model", "key 'chanels'", "did you mean 'channels'?",
+      "(allowed: batch_norm, channels, kernel, name, stride)"]),
+    (SCALE, "recipes.digits_mlp.model.channels", [8],
+     ["recipes.digits_mlp.model", "key 'channels'", "(allowed: batch_norm, name, widths)"]),
+    (SCALE, "datasets.digits.trian", 10,
+     ["datasets.digits", "key 'trian'", "did you mean 'train'?", "(allowed: test, train)"]),
+    (FIGURE, "captoin", "x", ["key 'captoin'", "did you mean 'caption'?", "landscape"]),
+    (FIGURE, "grid.activations", ["relu"],
+     ["grid", "key 'activations'", "did you mean 'activation'?", "(allowed: activation, method, strength)"]),
+    ("figures/fig1.yaml", "landscape.point", 3,
+     ["landscape", "key 'point'", "did you mean 'points'?", "half_width"]),
+    (STYLE, "activations", {},
+     ["key 'activations'", "did you mean 'activation'?", "(allowed: activation, method)"]),
+    (SCALE, "seeds", ABSENT, ["seeds", "missing"]),
+    (SCALE, "recipes.digits_mlp.epochs", ABSENT, ["recipes.digits_mlp.epochs", "missing"]),
+    # numbers
+    (SCALE, "seeds", 0, ["seeds is 0", "greater than 0"]),
+    (SCALE, "seeds", -1, ["seeds is -1", "greater than 0"]),
+    (SCALE, "seeds", 1.5, ["seeds is 1.5", "integer"]),
+    (SCALE, "seeds", "many", ["seeds is 'many'", "integer"]),
+    (SCALE, "axes.rho", [0, -0.1], ["axes.rho.1", "-0.1", NUMBER_ALLOWED]),
+    (SCALE, "axes.rho", [0, float("nan")], ["axes.rho.1", "nan", NUMBER_ALLOWED]),
+    (SCALE, "axes.rho", [0, float("inf")], ["axes.rho.1", "inf", NUMBER_ALLOWED]),
+    (SCALE, "axes.rho", [0, "small"], ["axes.rho.1", "'small'", NUMBER_ALLOWED]),
+    (SCALE, "axes.rho", [None], ["axes.rho.0", "None", NUMBER_ALLOWED]),
+    (SCALE, "axes.rho", [True], ["axes.rho.0", "True", NUMBER_ALLOWED]),
+    (SCALE, "axes.rho", [10**400], ["axes.rho.0", NUMBER_ALLOWED]),
+    (SCALE, "axes.rho", 0.1, ["axes.rho is 0.1", "list"]),
+    (SCALE, "recipes.digits_mlp.batch_size", 0, ["recipes.digits_mlp.batch_size is 0", "greater than 0"]),
+    (SCALE, "recipes.digits_mlp.epochs", 0, ["recipes.digits_mlp.epochs is 0", "greater than 0"]),
+    (SCALE, "recipes.digits_mlp.learning_rate", float("nan"),
+     ["recipes.digits_mlp.learning_rate is nan", "finite"]),
+    (SCALE, "recipes.digits_mlp.learning_rate", 0,
+     ["recipes.digits_mlp.learning_rate is 0", "greater than 0"]),
+    (SCALE, "recipes.digits_mlp.weight_decay", -1, ["recipes.digits_mlp.weight_decay is -1", "equal to 0"]),
+    (SCALE, "recipes.digits_mlp.momentum", 1, ["recipes.digits_mlp.momentum is 1", "less than 1"]),
+    (SCALE, "recipes.digits_mlp.warmup_epochs", 3,
+     ["recipes.digits_mlp", "warmup_epochs is 3", "(allowed: less than epochs, 3)"]),
+    (SCALE, "recipes.digits_mlp.model.widths", [0],
+     ["recipes.digits_mlp.model.widths.0 is 0", "greater than 0"]),
+    (SCALE, "datasets.digits.train", 0, ["datasets.digits.train is 0", "greater than 0"]),
+    ("figures/fig1.yaml", "landscape.half_width", float("inf"), ["landscape.half_width is inf", "finite"]),
+    # The two weights that are varied are weight 0 of unit 0 and weight 1 of unit 1: two inputs, two units.
+    ("figures/fig1.yaml", "landscape.widths", [1, 4], ["landscape.widths", "1", "2"]),
+    ("figures/fig1.yaml", "landscape.widths", [2, 1], ["landscape.widths", "1", "2"]),
+    # lists
+    (SCALE, "axes.rho", [], ["axes.rho is []", "at least 1"]),
+    (SCALE, "axes.rho", [0.1, 0.2, 0.1], ["axes.rho", "0.1 is listed more than once"]),
+    (SCALE, "axes.rho", [0, 0.2, -0.0], ["axes.rho", "0 is listed more than once"]),
+    (SCALE, "recipes.digits_mlp.model.widths", [], ["recipes.digits_mlp.model.widths is []", "at least 1"]),
+    (FIGURE, "grid.activation", [], ["grid.activation is []", "at least 1"]),
+    (FIGURE, "grid.method", [], ["grid.method is []", "at least 1"]),
+    (FIGURE, "grid.activation", ["relu", "gelu", "relu"],
+     ["grid.activation", "relu is listed more than once"]),
+    (FIGURE, "grid.activation", ["augmented_relu", "augmented_relu-beta=1.0"],
+     ["grid.activation", "augmented_relu is listed more than once"]),
+    (FIGURE, "grid.activation", "relu", ["grid.activation is 'relu'", "list"]),
+    ("figures/fig1.yaml", "landscape.activation", [], ["landscape.activation is []", "at least 1"]),
+    # A grid figure of no recipe has nothing to show.
+    (SCALE, "recipes", {}, ["recipes", "at least 1"]),
+    # sources
+    (FIGURE, "grid", ABSENT, ["exactly one of 'grid' and 'landscape'"]),
+    (FIGURE, "landscape", LANDSCAPE, ["exactly one of 'grid' and 'landscape'"]),
+    # sections
+    (SCALE, "axes", None, ["axes is None", "dictionary"]),
+    (SCALE, "recipes.digits_mlp.model", "mlp", ["recipes.digits_mlp.model is 'mlp'", "dictionary"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "parts"),
+    [pytest.param(*mistake, id=f"{mistake[1]}={str(mistake[2])[:30]}") for mistake in MISTAKES],
+)
+def test_a_mistake_is_one_line(folder, file, key, value, parts):
+    folder.set(file, key, value)
+    text = folder.message()
+    assert len(text.splitlines()) == 1
+    where, _, what = text.partition(": ")
+    assert where == str(folder.path / file)
+    for part in parts:
+        assert part in what
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        (
+            {"scale": "tny"},
+            ["config.yaml", "scale 'tny'", "did you mean 'tiny'?", "(allowed: laptop, tiny, "],
+        ),
+        ({"scale": "../tiny"}, ["config.yaml", "scale is '../tiny'"]),
+        ({"scale": None}, ["config.yaml", "scale is None"]),
+        (
+            {"devcie": "cpu"},
+            ["config.yaml", "'devcie'", "did you mean 'device'?", "(allowed: data_dir, device, scale)"],
+        ),
+        ({"device": "gpu"}, ["config.yaml", "device is 'gpu'", "'cpu', 'cuda' or 'auto'"]),
+        ({"data_dir": "/no/such/folder"}, ["data_dir is '/no/such/folder'", "not a folder", "null"]),
+        ({"data_dir": __file__}, [f"data_dir is '{__file__}'", "not a folder", "null"]),
+        ({"data_dir": 3}, ["config.yaml", "data_dir is 3", "string"]),
+    ],
+    ids=str,
+)
+def test_a_mistake_on_the_users_page_is_one_line(folder, values, parts):
+    text = folder.message(**values)
+    assert len(text.splitlines()) == 1
+    for part in parts:
+        assert part in text
+
+
+def test_a_misspelled_key_that_is_needed_is_named(folder):
+    """Two lines are fair: one for the key that is not known, one for the key that is missing."""
+    folder.set(SCALE, "recipes.digits_mlp.learning_rate", ABSENT)
+    folder.set(SCALE, "recipes.digits_mlp.learning_rat", 0.05)
+    text = folder.message()
+    assert "recipes.digits_mlp: unknown key 'learning_rat'; did you mean 'learning_rate'?" in text
+    assert len(text.splitlines()) <= 2
+
+
+def test_each_mistake_has_its_own_line(folder):
+    folder.set(SCALE, "seeds", 0)
+    folder.set(SCALE, "axes.rho", [-1, 0.1, float("nan")])
+    folder.set(SCALE, "recipes.digits_mlp.batch_size", 0)
+    lines = folder.message().splitlines()
+    assert all(line.startswith(str(folder.path / SCALE)) for line in lines)
+    expected = ["seeds is 0", "axes.rho.0", "axes.rho.2", "recipes.digits_mlp.batch_size is 0"]
+    assert len(lines) == len(expected)
+    for part in expected:
+        assert any(part in line for line in lines)
+
+
+# ------------------------------------------------------------- the files
+
+
+@pytest.mark.parametrize("file", [SCALE, FIGURE, STYLE])
+@pytest.mark.parametrize("broken", ["seeds: [1, 2", "a: b: c", "\t- x"])
+def test_broken_yaml_names_the_file_and_the_line(folder, file, broken):
+    (folder.path / file).write_text(f"# a comment\n{broken}\n")
+    text = folder.message()
+    assert text.startswith(f"{folder.path / file}: not valid YAML")
+    assert re.search(r"line [23]\b", text)
+
+
+@pytest.mark.parametrize("file", [SCALE, FIGURE, STYLE])
+@pytest.mark.parametrize("content", ["", "- a\n- b\n", "word\n"])
+def test_a_file_without_keys_is_named(folder, file, content):
+    (folder.path / file).write_text(content)
+    text = folder.message()
+    assert text.startswith(f"{folder.path / file}: ")
+    assert "dictionary" in text
+    assert ":  is" not in text, "there is no key to name"
+
+
+def test_a_file_that_is_not_utf8_is_named(folder):
+    (folder.path / SCALE).write_bytes("title: Größe".encode("latin-1"))
+    assert folder.message().startswith(f"{folder.path / SCALE}: ")
+
+
+def test_a_missing_style_is_named(folder):
+    (folder.path / STYLE).unlink()
+    assert folder.message() == f"{folder.path / STYLE}: No such file or directory"
+
+
+def test_a_missing_scale_is_named(folder):
+    (folder.path / SCALE).unlink()
+    assert "unknown scale 'tiny'" in folder.message()
+
+
+def test_a_missing_folder_is_named(folder):
+    shutil.rmtree(folder.path)
+    text = folder.message()
+    assert str(folder.path) in text
+    assert "(allowed: )" not in text, "there is no scale at all; a list of none helps nobody"
+
+
+# -------------------------------------------------------------- spellings
+
+
+@pytest.mark.parametrize("written", ["0.001", "1e-3", "1.0e-3", "'1e-3'", "'0.0010'", "1E-03"])
+def test_a_strength_has_one_cell_however_it_is_written(folder, written):
+    """YAML 1.1 reads 1e-3 as text, 1.0e-3 as a number: to a user both are numbers."""
+    text = (folder.path / SCALE).read_text()
+    assert "rho: [0, 0.1, 0.3]" in text
+    (folder.path / SCALE).write_text(text.replace("rho: [0, 0.1, 0.3]", f"rho: [{written}]"))
+    project = folder.load()
+    cells = grid.cells(project.figures["fig2"], project.scale)
+    assert {cell.strength for cell in cells} == {"0.001"}
+
+
+@pytest.mark.parametrize("written", ["0.1, 0.1", "0.1, '0.10'", "0.1, 1e-1", "'0.10', 1.0e-1", ".1, 0.1"])
+def test_a_strength_is_listed_once_however_it_is_written(folder, written):
+    text = (folder.path / SCALE).read_text()
+    (folder.path / SCALE).write_text(text.replace("rho: [0, 0.1, 0.3]", f"rho: [0, {written}]"))
+    message = folder.message()
+    assert "axes.rho: 0.1 is listed more than once" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_numbers_of_a_recipe_may_be_written_as_yaml_reads_text(folder):
+    folder.set(SCALE, "recipes.digits_mlp.weight_decay", "5e-4")
+    assert folder.load().scale.recipes["digits_mlp"].weight_decay == 5e-4
+
+
+def test_names_have_one_spelling(folder):
+    folder.set(FIGURE, "grid.activation", ["augmented_relu-beta=1.0", "beta_gelu-beta=2.0"])
+    assert folder.load().figures["fig2"].grid.activation == ["augmented_relu", "beta_gelu-beta=2"]
+
+
+def test_a_style_may_colour_a_family(folder):
+    """Where a figure needs the number of beta_gelu, a colour does not."""
+    assert "beta_gelu" in folder.load().style.activation
+
+
+def test_data_dir_may_start_with_the_home_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "images").mkdir()
+    assert folder.load(data_dir="~/images").config.data_dir == "~/images"
+
+
+def test_a_new_figure_is_a_new_file(folder):
+    shutil.copy(folder.path / FIGURE, folder.path / "figures/fig99.yaml")
+    assert "fig99" in folder.load().figures

@@ -1,0 +1,213 @@
+"""The exact NME of one datapoint against back-propagation written by hand, and against H − G."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import ndtr
+
+from nme import parquet
+from nme.activations import ACTIVATIONS
+from nme.curvature.landscape import Network, landscape
+
+WIDTHS = [2, 5, 4]
+
+
+def numpy_phi(activation):
+    """Value and slope of the activation, in numpy."""
+    b = activation.values.get("beta", 1)
+    if activation.name in ("relu", "augmented_relu", "leaky_relu"):
+        slope = activation.values.get("slope", 0)
+        return lambda x: np.where(x > 0, x, slope * x), lambda x: np.where(x > 0, 1.0, slope)
+    if activation.name in ("gelu", "beta_gelu", "diminished_gelu"):
+        density = lambda x: np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)  # noqa: E731
+        return lambda x: x * ndtr(b * x), lambda x: ndtr(b * x) + b * x * density(b * x)
+    pytest.skip(f"{activation.name} is not written in numpy here")
+
+
+def layers(theta, widths):
+    """Weights and biases out of the flat vector: weights (out, in) then biases, layer by layer."""
+    at, sizes = 0, [*widths, 1]
+    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        weight = theta[at : at + outputs * inputs].reshape(outputs, inputs)
+        at += outputs * inputs
+        yield weight, theta[at : at + outputs]
+        at += outputs
+    assert at == len(theta)
+
+
+def by_hand(theta, x, activation, widths=WIDTHS):
+    """The output z, its gradient, and the hidden pre-activations, by back-propagation in numpy."""
+    value, slope = numpy_phi(activation)
+    parameters = list(layers(theta, widths))
+    hidden, before = [x], []
+    for weight, bias in parameters:
+        before.append(weight @ hidden[-1] + bias)
+        hidden.append(value(before[-1]))
+    gradient, backward = [], np.ones(1)
+    for i in reversed(range(len(parameters))):
+        gradient = [np.outer(backward, hidden[i]).ravel(), backward, *gradient]
+        if i:
+            backward = parameters[i][0].T @ backward * slope(before[i - 1])
+    return before[-1][0], np.concatenate(gradient), np.concatenate(before[:-1])
+
+
+def block_of_layer(matrix, i, widths=WIDTHS):
+    """The block of one layer's weights and biases with themselves."""
+    sizes = [*widths, 1]
+    lengths = [(inputs + 1) * outputs for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True)]
+    inside = slice(sum(lengths[:i]), sum(lengths[: i + 1]))
+    return matrix[inside, inside]
+
+
+@pytest.fixture
+def network():
+    return Network(WIDTHS, seed=3)
+
+
+def test_output_and_preactivations_are_those_written_by_hand(network, activation):
+    z, before = network.forward(network.theta, activation)
+    expected, _, expected_before = by_hand(network.theta.numpy(), network.x.numpy(), activation)
+    assert z.item() == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(before.numpy(), expected_before, rtol=1e-12)
+
+
+def test_nme_of_a_genuine_activation_is_the_slope_of_the_gradient_with_the_residual_held(network, genuine):
+    theta, x = network.theta.numpy(), network.x.numpy()
+    z, _, before = by_hand(theta, x, genuine)
+    residual, step = z - network.y.item(), 1e-5
+    assert np.abs(before).min() > 1e-3  # the steps cross no kink
+    columns = []
+    for i in range(len(theta)):
+        along = step * np.eye(len(theta))[i]
+        ahead, behind = (by_hand(theta + s * along, x, genuine)[1] for s in (1, -1))
+        columns.append(residual * (ahead - behind) / (2 * step))
+    expected = np.stack(columns)
+    error = np.linalg.norm(network.nme(network.theta, genuine).numpy() - expected)
+    assert error / np.linalg.norm(expected) < 1e-7
+
+
+def test_nme_is_the_hessian_less_the_gauss_newton_matrix(network, activation):
+    # H by double backward, where nme() takes forward over reverse; G is the outer product of ∇z, by hand.
+    def loss(theta):
+        return 0.5 * (network.forward(theta, activation)[0] - network.y) ** 2
+
+    H = torch.autograd.functional.hessian(loss, network.theta)
+    gradient = torch.from_numpy(by_hand(network.theta.numpy(), network.x.numpy(), activation)[1])
+    actual = network.nme(network.theta, activation)
+    torch.testing.assert_close(actual, H - torch.outer(gradient, gradient), rtol=1e-10, atol=1e-11)
+
+
+def test_nme_is_symmetric_and_not_zero(network, activation):
+    nme = network.nme(network.theta, activation)
+    torch.testing.assert_close(nme, nme.T, rtol=1e-12, atol=1e-13)
+    assert nme.norm() > 0.1
+
+
+def test_nme_within_a_layer_is_zero_exactly_where_the_second_derivative_is(network, activation):
+    _, before = network.forward(network.theta, activation)
+    curved = activation.second(before).abs().max() > 0
+    nme = network.nme(network.theta, activation)
+    for layer in (0, 1):
+        assert (block_of_layer(nme, layer).norm() > 1e-3) == curved
+        if not curved:
+            assert torch.count_nonzero(block_of_layer(nme, layer)) == 0
+    # The output is linear in its own layer's weights, whatever the activation.
+    assert torch.count_nonzero(block_of_layer(nme, 2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "curved"),
+    [("relu", False), ("leaky_relu", False), ("diminished_gelu", False)]
+    + [("gelu", True), ("beta_gelu-beta=4", True), ("augmented_relu", True)],
+)
+def test_relu_has_no_nme_within_a_layer_and_gelu_has(network, name, curved):
+    nme = network.nme(network.theta, ACTIVATIONS.parse(name))
+    assert (block_of_layer(nme, 0).norm() > 1e-3) == curved
+
+
+def test_kinks_of_relu_are_where_a_preactivation_changes_sign(network):
+    relu = ACTIVATIONS.parse("relu")
+    line = torch.linspace(-4, 4, 801, dtype=torch.float64)
+    points = [network.forward(network.at(torch.stack([w, torch.tensor(0.7)])), relu) for w in line]
+    z, before = (torch.stack(parts) for parts in zip(*points, strict=True))
+    # Over each three neighbouring points: is z bent, and does a unit switch?
+    bent = (z[:-2] - 2 * z[1:-1] + z[2:]).abs() > 1e-12
+    on = before > 0
+    switched = (on[:-2] != on[2:]).any(1)
+    assert bent.any()
+    assert not bent.all()
+    assert not (bent & ~switched).any()
+    # A unit that switches bends z, unless all that it feeds are off: then z has no slope on either side.
+    slopes = (z[2:] - z[:-2]).abs()
+    assert (switched & ~bent & (slopes > 1e-12)).sum() == 0
+
+
+def test_varied_weights_belong_to_two_units_of_the_first_layer(network):
+    pair = torch.tensor([10.0, 20.0], dtype=torch.float64)
+    first, _ = next(layers(network.at(pair).numpy(), WIDTHS))
+    original, _ = next(layers(network.theta.numpy(), WIDTHS))
+    assert [tuple(i) for i in np.argwhere(first != original)] == [(0, 0), (1, 1)]
+    assert (first[0, 0], first[1, 1]) == (10, 20)
+    assert len(network.at(pair)) == len(network.theta)
+
+
+def test_network_is_a_function_of_its_seed():
+    one, same, other = (Network(WIDTHS, seed) for seed in (1, 1, 2))
+    assert torch.equal(one.theta, same.theta)
+    assert torch.equal(one.x, same.x)
+    assert one.y == same.y
+    assert not torch.equal(one.theta, other.theta)
+    assert one.y != other.y
+
+
+def test_parameters_have_the_stated_spread():
+    wide = Network([50, 200, 100], seed=0)
+    for weight, bias in list(layers(wide.theta.numpy(), [50, 200, 100]))[:2]:
+        assert weight.std() == pytest.approx(np.sqrt(2 / weight.shape[1]), rel=0.05)
+        assert bias.std() == pytest.approx(0.5, rel=0.2)
+
+
+class TestTable:
+    SPEC = {  # noqa: RUF012  (only read)
+        "activation": ["relu", "beta_gelu-beta=4"],
+        "widths": WIDTHS,
+        "points": 5,
+        "half_width": 2.0,
+        "seed": 3,
+        "version": 1,
+    }
+
+    @pytest.fixture
+    def table(self, tmp_path):
+        landscape(self.SPEC, tmp_path / "landscape.parquet")
+        return parquet.read(tmp_path / "landscape.parquet")
+
+    def test_has_one_row_a_grid_point(self, table):
+        frame = table[0].to_pandas()
+        line = np.linspace(-2, 2, 5)
+        for _, part in frame.groupby("activation"):
+            pairs = {(a, b) for a, b in zip(part["w_a"], part["w_b"], strict=True)}
+            assert pairs == {(a, b) for a in line for b in line}
+        assert list(frame["activation"].unique()) == self.SPEC["activation"]
+        assert len(frame) == 2 * 25
+        assert list(frame)[:5] == ["activation", "w_a", "w_b", "loss", "nme"]
+        assert list(frame)[5:] == [f"preactivation_{u}" for u in range(9)]
+
+    def test_rows_equal_the_calculation_point_by_point(self, table, network):
+        for row in table[0].to_pandas().sample(12, random_state=0).to_dict("records"):
+            activation = ACTIVATIONS.parse(row["activation"])
+            theta = network.theta.numpy().copy()
+            theta[0], theta[3] = row["w_a"], row["w_b"]
+            z, gradient, before = by_hand(theta, network.x.numpy(), activation)
+            assert row["loss"] == pytest.approx(0.5 * (z - network.y.item()) ** 2, rel=1e-12)
+            np.testing.assert_allclose([row[f"preactivation_{u}"] for u in range(9)], before, rtol=1e-12)
+
+            def loss(t, activation=activation):
+                return 0.5 * (network.forward(t, activation)[0] - network.y) ** 2
+
+            H = torch.autograd.functional.hessian(loss, torch.from_numpy(theta)).numpy()
+            expected = np.linalg.norm(H - np.outer(gradient, gradient))
+            assert row["nme"] == pytest.approx(expected, rel=1e-9)
+
+    def test_file_says_which_settings_made_it(self, table):
+        assert table[1]["spec"] == self.SPEC

@@ -1,0 +1,151 @@
+"""Every model on signals and images: shapes, initial parameters, batch norm, and a forward pass written again."""
+
+from math import sqrt
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nme.activations import ACTIVATIONS
+from nme.errors import NmeError
+from nme.models import MODELS
+from nme.models.layers import Activate
+
+# Small settings of each model; a new model needs one line here.
+SETTINGS = {
+    "mlp": {"widths": [6, 5]},
+    "cnn": {"channels": [4, 3], "kernel": 3, "stride": 2},
+}
+# The inputs that each model takes.
+SHAPES = {
+    "mlp": [(7,), (1, 40), (3, 8, 6)],
+    "cnn": [(1, 40), (2, 9), (1, 8, 8), (3, 8, 6)],
+}
+CASES = [(name, shape) for name in MODELS for shape in SHAPES.get(name, [])]
+CLASSES = 4
+
+on_every_model_and_input = pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
+with_and_without_batch_norm = pytest.mark.parametrize(
+    "batch_norm", [False, True], ids=["plain", "batch-norm"]
+)
+
+
+def build(name, shape, activation="relu", seed=0, **settings):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MODELS[name](name=name, **{**SETTINGS[name], **settings})
+        return model.build(shape, CLASSES, ACTIVATIONS.parse(activation))
+
+
+def of_kind(model, *kinds):
+    return [m for m in model.modules() if isinstance(m, kinds)]
+
+
+def test_every_model_is_tried_here():
+    assert set(MODELS) == set(SETTINGS) == set(SHAPES)
+
+
+class TestEveryModel:
+    @on_every_model_and_input
+    @with_and_without_batch_norm
+    def test_maps_a_batch_to_logits(self, activation, name, shape, batch_norm):
+        model = build(name, shape, str(activation), batch_norm=batch_norm)
+        for batch in (2, 5):
+            logits = model(torch.randn(batch, *shape))
+            assert logits.shape == (batch, CLASSES)
+            assert logits.isfinite().all()
+
+    @on_every_model_and_input
+    @with_and_without_batch_norm
+    def test_starts_the_same_whatever_the_activation(self, activation, name, shape, batch_norm):
+        reference = build(name, shape, "relu", batch_norm=batch_norm).state_dict()
+        other = build(name, shape, str(activation), batch_norm=batch_norm).state_dict()
+        assert list(other) == list(reference)
+        assert all(torch.equal(other[key], reference[key]) for key in reference)
+
+    @on_every_model_and_input
+    def test_starts_differently_from_another_seed(self, name, shape):
+        first, other = (build(name, shape, seed=seed).parameters() for seed in (0, 1))
+        assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+    @on_every_model_and_input
+    def test_starts_uniform_within_the_fan_in(self, name, shape):
+        for module in of_kind(build(name, shape), nn.Linear, nn.Conv1d, nn.Conv2d):
+            bound = 1 / sqrt(module.weight[0].numel())
+            for p in (module.weight, module.bias):
+                assert p.abs().max() <= bound
+            if module.weight.numel() > 20:
+                assert module.weight.std().item() == pytest.approx(bound / sqrt(3), rel=0.3)
+
+    @on_every_model_and_input
+    def test_activation_is_the_one_asked_for_and_follows_every_hidden_layer(self, activation, name, shape):
+        model = build(name, shape, str(activation))
+        used = of_kind(model, Activate)
+        assert len(used) == len(of_kind(model, nn.Linear, nn.Conv1d, nn.Conv2d)) - 1
+        assert {str(module.activation) for module in used} == {str(activation)}
+        assert str(activation) in repr(model)
+
+    @on_every_model_and_input
+    def test_batch_norm_precedes_each_activation_and_only_where_asked_for(self, name, shape):
+        norms = nn.BatchNorm1d, nn.BatchNorm2d
+        assert of_kind(build(name, shape), *norms) == []
+        model = build(name, shape, batch_norm=True)
+        relevant = [type(m) for m in model.modules() if isinstance(m, (*norms, Activate))]
+        assert len(relevant) == 2 * len(of_kind(model, Activate))
+        assert all(issubclass(kind, norms) for kind in relevant[::2])
+        assert set(relevant[1::2]) == {Activate}
+
+    @on_every_model_and_input
+    def test_every_parameter_has_a_gradient(self, name, shape):
+        model = build(name, shape, "gelu", batch_norm=True)
+        loss = nn.functional.cross_entropy(model(torch.randn(5, *shape)), torch.tensor([0, 1, 2, 3, 0]))
+        assert all(g.isfinite().all() for g in torch.autograd.grad(loss, list(model.parameters())))
+
+    @on_every_model_and_input
+    def test_example_is_classified_alone_in_eval_mode(self, name, shape):
+        model = build(name, shape, batch_norm=True).double().eval()
+        x = torch.randn(4, *shape, dtype=torch.float64)
+        one_by_one = torch.cat([model(x[i : i + 1]) for i in range(4)])
+        torch.testing.assert_close(model(x), one_by_one, rtol=1e-12, atol=1e-12)
+
+
+def test_mlp_is_its_formula():
+    model = build("mlp", (2, 3), "leaky_relu").double()
+    W1, b1, W2, b2, W3, b3 = (p.detach().numpy() for p in model.parameters())
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    h = x.numpy().reshape(5, 6)
+    for W, b in ((W1, b1), (W2, b2)):
+        h = h @ W.T + b
+        h = np.where(h > 0, h, 0.1 * h)
+    np.testing.assert_allclose(model(x).detach().numpy(), h @ W3.T + b3, rtol=1e-12, atol=1e-14)
+
+
+def test_cnn_is_its_formula():
+    model = build("cnn", (2, 7), "relu", channels=[3], kernel=3, stride=2).double()
+    W, b, V, c = (p.detach().numpy() for p in model.parameters())
+    x = torch.randn(2, 7, dtype=torch.float64)
+    padded = np.pad(x.numpy(), ((0, 0), (1, 1)))
+    positions = range(0, 7, 2)
+    hidden = [[max((W[k] * padded[:, i : i + 3]).sum() + b[k], 0) for i in positions] for k in range(3)]
+    np.testing.assert_allclose(model(x[None]).detach().numpy()[0], V @ np.ravel(hidden) + c, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 10), (1, 11), (1, 1, 1), (3, 7, 10), (1, 28, 28)], ids=str)
+def test_head_of_the_cnn_fits_every_kernel_and_stride(kernel, stride, shape):
+    model = build("cnn", shape, channels=[2, 3, 2], kernel=kernel, stride=stride)
+    assert model(torch.randn(2, *shape)).shape == (2, CLASSES)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (1, 2, 3, 4)], ids=str)
+def test_cnn_refuses_what_is_neither_signal_nor_image(shape):
+    with pytest.raises(NmeError, match=r"'cnn' takes inputs .* not \("):
+        build("cnn", shape)
+
+
+def test_activate_is_not_in_place():
+    x = torch.tensor([-1.0, 2.0])
+    Activate(ACTIVATIONS.parse("relu"))(x)
+    assert x.tolist() == [-1, 2]

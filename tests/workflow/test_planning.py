@@ -1,0 +1,74 @@
+"""`snakemake -n` from an empty tree: no data, image or GPU is needed."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT, jobs
+
+SCALES = sorted(path.stem for path in (ROOT / "config/scales").glob("*.yaml"))
+FIGURES = sorted(path.stem for path in (ROOT / "config/figures").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_figure_is_planned_at_every_scale(project, scale):
+    planned = project.planned("all", scale=scale)
+    assert planned["plot"] == len(FIGURES)
+    assert planned["train"] >= 12
+    assert not (project.folder / "results").exists()
+
+
+def test_a_figure_is_a_target_and_wants_only_its_own_cells(project):
+    planned = project.planned("figures/fig2.pdf", scale="laptop")
+    scale = yaml.safe_load((ROOT / "config/scales/laptop.yaml").read_text())
+    cells = 2 * 2 * len(scale["axes"]["rho"])  # recipes × activations × ρ; one job trains all seeds of a cell
+    assert planned == {"prepare": 2, "train": cells, "tables": 1, "plot": 1}
+
+
+def test_the_slurm_profile_plans_the_largest_scale_on_gpus(project):
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        pytest.skip("snakemake-executor-plugin-slurm is not installed")
+    if shutil.which("apptainer") is None:
+        pytest.skip("no apptainer on the PATH")
+    text = project.run("snakemake", "--profile", "slurm", "-n", "figures/fig2.pdf")
+    assert jobs(text)["train"] == 2 * 2 * 8 * 5  # one seed a job
+    assert "slurm_partition=gpu, gpu=1" in text
+    assert "results/workstation/" in text
+
+
+def test_planning_needs_no_torch(project):
+    blocked = "import sys; sys.modules.update(torch=None, torchvision=None, sklearn=None, mnist1d=None)\n"
+    code = blocked + "from nme import config, grid; p = config.load_project({'scale': 'laptop'})\n"
+    code += "print(sum(len(grid.sources(p, name)) for name in p.figures))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project.folder,
+        env=project.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) > 12
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "message"),
+    [
+        ("config/config.yaml", lambda c: c.update(scael="tiny"), "unknown key 'scael'; did you mean 'scale'?"),
+        ("config/config.yaml", lambda c: c.update(data_dir="/nowhere"), "data_dir is '/nowhere'"),
+        ("config/figures/fig2.yaml", lambda c: c["grid"].update(activation=["gleu"]), "did you mean 'gelu'?"),
+        ("config/figures/fig2.yaml", lambda c: c["grid"].update(method=["grad_nrom"]), "did you mean 'grad_norm'?"),
+        ("config/scales/tiny.yaml", lambda c: c["axes"].update(rho=[0, -0.1]), "-0.1"),
+        ("config/scales/tiny.yaml", lambda c: c.update(seeds=0), "seeds is 0"),
+    ],
+)
+def test_a_mistake_is_one_message_before_any_job(project, path, change, message):
+    project.edit(path, change)
+    text = project.snakemake("figures", ok=False)
+    assert message in text
+    assert path.split("/")[-1] in text or "data_dir" in text
+    assert "Traceback" not in text
+    assert "Job stats" not in text

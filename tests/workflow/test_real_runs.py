@@ -1,0 +1,57 @@
+"""Slow: real data, the report. Where the data are not there, the test says so and is skipped."""
+
+import os
+import shutil
+import tarfile
+
+import pytest
+from conftest import ROOT
+from nme import grid
+from nme.parquet import read
+
+pytestmark = pytest.mark.slow
+
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A read-only folder with Fashion-MNIST as its four archives and CIFAR-10 as a folder of images."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real images: {SHARED} is not there")
+    folder = tmp_path_factory.mktemp("images")
+    shutil.copytree(SHARED / "FashionMNIST", folder / "FashionMNIST")
+    with tarfile.open(SHARED / "cifar10-imagefolder.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def test_the_workstation_scale_learns_on_real_images(project, images):
+    """A few hundred steps of one cell of each recipe, by the workstation's own settings but for the size."""
+
+    def shorten(scale):
+        scale["datasets"] = {"fashion_mnist": {"train": 12800, "test": 1000}, "cifar10": {"train": 12800, "test": 1000}}
+        for recipe in scale["recipes"].values():
+            recipe.update(epochs=2, warmup_epochs=0)
+
+    project.edit("config/scales/workstation.yaml", shorten)
+    project.edit("config/config.yaml", lambda config: config.update(data_dir=str(images)))
+    cells = [grid.Cell.of(r, "gelu", "grad_norm", 0.03) for r in ("fashion_mnist_cnn", "cifar10_cnn")]
+    targets = [grid.metrics_path("workstation", cell, range(1)) for cell in cells]
+    before = sorted(os.listdir(images))
+    project.snakemake(*targets, scale="workstation")
+    assert sorted(os.listdir(images)) == before
+    for target, least in zip(targets, (0.6, 0.25), strict=True):
+        table, _ = read(project.folder / target)
+        accuracy = table["test_accuracy"].to_pylist()
+        print(target, accuracy)
+        assert accuracy[-1] > least  # chance is 0.1
+
+
+def test_the_report_is_one_file_with_every_figure(finished):
+    report = finished.folder / "report.html"
+    finished.run("snakemake", "--config", "scale=tiny", "--report", str(report), "--", "all")
+    text = report.read_text()
+    assert "Figure 1: loss and NME over two weights" in text
+    assert "GELU gains up to some" in text  # a caption
+    assert "snakemake --config scale=tiny" in text

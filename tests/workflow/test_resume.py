@@ -1,0 +1,134 @@
+"""A training job that is killed continues, and ends with the metrics of an uninterrupted one, to the last bit."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import pytest
+from nme import grid
+from nme.config import load_project
+from nme.parquet import read
+
+CELL = grid.Cell.of("mnist1d_cnn", "gelu", "grad_norm", 0.1)
+MANIFEST = "results/tiny/data/mnist1d/manifest.json"
+
+
+def spec(project, seeds=range(2), epochs=12, **recipe):
+    scale = load_project({"scale": "tiny"}, project.folder / "config").scale
+    chosen = scale.recipes["mnist1d_cnn"].model_copy(update={"epochs": epochs, **recipe})
+    return json.dumps(grid.train_spec(chosen, CELL, seeds))
+
+
+def command(project, settings, output):
+    # Saved at every step, so that a job killed at any time has something to continue from.
+    every = ("--checkpoint-seconds", "0")
+    return ("nme", "train", "--spec", settings, "--data", MANIFEST, "--output", str(output), *every)
+
+
+def metrics(project, path) -> pd.DataFrame:
+    table, _ = read(project.folder / path)
+    return table.to_pandas().drop(columns="seconds")
+
+
+def kill_half_way(project, settings, output, how) -> subprocess.Popen:
+    """Start the job and stop it in the second member's epochs."""
+    job = subprocess.Popen(
+        command(project, settings, output),
+        cwd=project.folder,
+        env=project.environment(),
+        text=True,
+        stderr=subprocess.PIPE,
+    )
+    for line in job.stderr:
+        if line.startswith("seed 1  epoch 4/"):
+            break
+    job.send_signal(how)
+    job.wait(timeout=60)
+    job.stderr.close()
+    assert (project.folder / output).with_name("resume.pt").exists()
+    assert not (project.folder / output).exists()
+    return job
+
+
+@pytest.fixture(scope="module")
+def prepared(finished, tmp_path_factory):
+    return finished.copy(tmp_path_factory.mktemp("resume") / "project")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared):
+    prepared.run(*command(prepared, spec(prepared), "straight/metrics.parquet"))
+    return metrics(prepared, "straight/metrics.parquet")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_then_run_again(prepared, uninterrupted, how):
+    output = f"{how.name}/metrics.parquet"
+    job = kill_half_way(prepared, spec(prepared), output, how)
+    assert job.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 75)
+    text = prepared.run(*command(prepared, spec(prepared), output))
+    assert "continuing from the resume checkpoint" in text
+    assert "seed 0" not in text  # the finished member was not trained again
+    pd.testing.assert_frame_equal(metrics(prepared, output), uninterrupted, check_exact=True)
+    assert [p.name for p in (prepared.folder / output).parent.iterdir()] == ["metrics.parquet"]
+
+
+def test_other_settings_do_not_continue(prepared, uninterrupted):
+    output = "other/metrics.parquet"
+    kill_half_way(prepared, spec(prepared, learning_rate=0.01), output, signal.SIGTERM)
+    text = prepared.run(*command(prepared, spec(prepared), output))
+    assert "has another settings; starting over" in text
+    pd.testing.assert_frame_equal(metrics(prepared, output), uninterrupted, check_exact=True)
+
+
+def test_a_truncated_checkpoint_starts_over_and_says_so(prepared, uninterrupted):
+    output = "truncated/metrics.parquet"
+    kill_half_way(prepared, spec(prepared), output, signal.SIGTERM)
+    resume = (prepared.folder / output).with_name("resume.pt")
+    os.truncate(resume, resume.stat().st_size // 2)
+    text = prepared.run(*command(prepared, spec(prepared), output))
+    assert "the resume checkpoint is damaged; starting over" in text
+    pd.testing.assert_frame_equal(metrics(prepared, output), uninterrupted, check_exact=True)
+
+
+def test_metrics_do_not_depend_on_how_many_seeds_share_a_process(prepared, uninterrupted):
+    prepared.run(*command(prepared, spec(prepared, range(1, 2)), "alone/metrics.parquet"))
+    alone = metrics(prepared, "alone/metrics.parquet")
+    together = uninterrupted[uninterrupted["seed"] == 1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, together, check_exact=True)
+
+
+def test_snakemake_continues_a_job_that_was_killed(finished, tmp_path):
+    project = finished.copy(tmp_path / "project")
+    # Long enough to be caught; the same change is made to nothing else.
+    project.edit("config/scales/tiny.yaml", lambda scale: scale["recipes"]["mnist1d_cnn"].update(epochs=400))
+    target = grid.metrics_path("tiny", CELL, range(2))
+    resume = (project.folder / target).with_name("resume.pt")
+    snakefile = project.folder / "workflow/rules/train.smk"
+    snakefile.write_text(snakefile.read_text().replace("nme train ", "nme train --checkpoint-seconds 0.1 "))
+    driver = subprocess.Popen(
+        ["snakemake", "--cores", "1", "--config", "scale=tiny", "--", target],
+        cwd=project.folder,
+        env=project.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not resume.exists():
+        assert time.monotonic() < deadline
+        assert driver.poll() is None
+        time.sleep(0.01)
+    subprocess.run(["pkill", "-KILL", "-f", f"nme train.*{project.folder.name}.*|nme train .*{target}"], check=True)
+    assert driver.wait(timeout=60) != 0
+    assert not (project.folder / target).exists()
+    assert resume.exists()
+    project.snakemake(target)
+    log = project.folder / "logs/tiny/train" / CELL.path / "seed=0-1.log"
+    assert "continuing from the resume checkpoint" in log.read_text()
+    resumed = metrics(project, target)
+    (project.folder / target).unlink()
+    project.snakemake(target)
+    pd.testing.assert_frame_equal(metrics(project, target), resumed, check_exact=True)
