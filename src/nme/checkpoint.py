@@ -12,7 +12,6 @@ from types import FrameType
 
 import torch
 
-from nme.errors import Interrupted
 from nme.files import atomic
 
 
@@ -61,25 +60,23 @@ class Checkpoint:
 
 
 class StopRequest:
-    """Turns SIGTERM (preemption, a time limit, ``scancel``) into a request that the job answers at its next step."""
+    """Turns SIGTERM (preemption, a time limit, ``scancel``) and SIGINT (Ctrl-C) into a request.
+
+    The job answers it at its next step, its state being saved.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.requested = False
+        self.received: str | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._before = signal.signal(signal.SIGTERM, self._note)
+        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-
-    def answer(self, path: Path) -> None:
-        """Leave the job, its state being saved.
-
-        Raises:
-            Interrupted: always.
-        """
-        raise Interrupted(f"stopped by SIGTERM; the state is saved in {path}, run it again to continue")
+        self.received = signal.Signals(number).name

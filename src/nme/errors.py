@@ -9,7 +9,7 @@ class NmeError(Exception):
 
 
 class Interrupted(Exception):
-    """The job was asked to stop (SIGTERM) and has saved its state; running it again continues it."""
+    """The job was asked to stop (SIGTERM, SIGINT) and has saved its state; running it again continues it."""
 
 
 def unknown(what: str, value: object, allowed: Iterable[str]) -> str:

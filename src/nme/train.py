@@ -19,7 +19,7 @@ from nme import batches, parquet
 from nme.activations import ACTIVATIONS
 from nme.checkpoint import Checkpoint, StopRequest
 from nme.config import Recipe, check
-from nme.errors import NmeError
+from nme.errors import Interrupted, NmeError
 from nme.methods import METHODS, Method
 from nme.provenance import provenance, spec_hash
 from nme.streams import derived_seed, stream
@@ -221,7 +221,7 @@ def train(
 
     Raises:
         NmeError: a setting or an input file is not usable.
-        Interrupted: SIGTERM came; the state is saved.
+        Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
     began = time.monotonic()
     recipe = check(Recipe, spec["recipe"], "recipe")
@@ -254,11 +254,12 @@ def train(
                 row = member.advance()
                 if row:
                     report(row)
-                if stop.requested or checkpoint.due():
+                stopped_by = stop.received
+                if stopped_by or checkpoint.due():
                     seconds = earlier + time.monotonic() - began
                     checkpoint.save({"rows": rows, "member": member.state(), "seconds": seconds})
-                    if stop.requested:
-                        stop.answer(checkpoint.path)
+                if stopped_by:
+                    raise Interrupted(f"stopped by {stopped_by}; run it again to continue from {checkpoint.path}")
             rows = rows + member.rows
     record = provenance(
         spec,

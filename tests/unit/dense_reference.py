@@ -53,7 +53,7 @@ def flat(tensors):
 class BatchStatistics(nn.Module):
     """Batch norm in train mode, in elementary operations.
 
-    ``torch.func.hessian`` of PyTorch's own is silently wrong (with PyTorch 2.14, in an MLP, by 11 % against finite
+    ``torch.func.hessian`` of PyTorch's own is silently wrong (PyTorch 2.14; by 11 % in an MLP, against finite
     differences; pytorch/pytorch#196699 is of the same kind). Its plain double backward is right.
     """
 

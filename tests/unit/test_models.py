@@ -1,4 +1,4 @@
-"""Every model on signals and images: shapes, initial parameters, batch norm, and a forward pass written again."""
+"""Every model on signals and images: shapes, initial parameters, batch norm, and its formula."""
 
 from math import sqrt
 
