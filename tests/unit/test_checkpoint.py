@@ -161,49 +161,43 @@ def test_an_identity_that_says_less_starts_over(checkpoint):
     assert_starts_over(checkpoint, "another data, device, version of PyTorch;")
 
 
-# ----------------------------------------------------------------- SIGTERM
+# ------------------------------------------------------ SIGTERM and SIGINT
 
 
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-@pytest.fixture
-def previous():
-    """A handler of our own; what it has caught."""
+@pytest.fixture(params=StopRequest.SIGNALS, ids=lambda number: number.name)
+def previous(request):
+    """A signal, a handler of our own for it, and what that has caught."""
     caught = []
 
     def handler(number, frame):
         caught.append(number)
 
-    before = signal.signal(signal.SIGTERM, handler)
-    yield handler, caught
-    signal.signal(signal.SIGTERM, before)
+    before = signal.signal(request.param, handler)
+    yield request.param, handler, caught
+    signal.signal(request.param, before)
 
 
-def test_sigterm_is_noted_and_the_handler_restored(previous):
-    handler, caught = previous
+def test_preemption_and_ctrl_c_are_heard():
+    assert set(StopRequest.SIGNALS) == {signal.SIGTERM, signal.SIGINT}
+
+
+def test_a_signal_is_noted_and_the_handler_restored(previous):
+    number, handler, caught = previous
     with StopRequest() as stop:
-        assert not stop.requested
-        terminate()
-        assert stop.requested
+        assert stop.received is None
+        os.kill(os.getpid(), number)
+        assert stop.received == number.name
     assert caught == []
-    assert signal.getsignal(signal.SIGTERM) is handler
-    terminate()
-    assert caught == [signal.SIGTERM]
+    assert signal.getsignal(number) is handler
+    os.kill(os.getpid(), number)
+    assert caught == [number]
 
 
 def test_the_handler_is_restored_also_after_an_error(previous):
-    handler, _ = previous
+    number, handler, _ = previous
     with pytest.raises(ZeroDivisionError), StopRequest():
         raise ZeroDivisionError
-    assert signal.getsignal(signal.SIGTERM) is handler
-
-
-def test_the_answer_names_the_checkpoint(tmp_path):
-    with StopRequest() as stop, pytest.raises(Interrupted, match="SIGTERM") as caught:
-        stop.answer(tmp_path / "resume.pt")
-    assert str(tmp_path / "resume.pt") in str(caught.value)
+    assert signal.getsignal(number) is handler
 
 
 # ---------------------------------------------------------- a training job
@@ -237,15 +231,15 @@ def undisturbed(data, tmp_path_factory) -> list[dict]:
     return metrics(output)
 
 
-def stop_after(monkeypatch, step: int) -> None:
-    """SIGTERM during the job's step of that number."""
+def stop_after(monkeypatch, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """A signal during the job's step of that number."""
     advance, taken = Member.advance, []
 
     def stopping(self):
         row = advance(self)
         taken.append(row)
         if len(taken) == step:
-            terminate()
+            os.kill(os.getpid(), number)
         return row
 
     monkeypatch.setattr(Member, "advance", stopping)
@@ -269,6 +263,17 @@ def test_stopped_and_continued_is_as_undisturbed(data, undisturbed, tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.parquet"]
 
 
+@pytest.mark.parametrize("number", StopRequest.SIGNALS, ids=lambda number: number.name)
+def test_a_stopped_job_says_by_what_and_where_its_state_is(data, tmp_path, monkeypatch, number):
+    before = signal.getsignal(number)
+    stop_after(monkeypatch, 4, number)
+    with pytest.raises(Interrupted) as stopped:
+        train(settings(), data, tmp_path / "metrics.parquet", CPU)
+    assert number.name in str(stopped.value)
+    assert str(tmp_path / "resume.pt") in str(stopped.value)
+    assert signal.getsignal(number) is before
+
+
 def test_stopped_at_every_step(data, undisturbed, tmp_path, monkeypatch):
     """Preempted again and again, a job still gets on, and to the same end."""
     output = tmp_path / "metrics.parquet"
@@ -278,7 +283,9 @@ def test_stopped_at_every_step(data, undisturbed, tmp_path, monkeypatch):
             with pytest.raises(Interrupted):
                 train(settings(), data, output, CPU, log=lambda sentence: None)
         assert not output.exists(), step
-    train(settings(), data, output, CPU, log=lambda sentence: None)
+    left = []
+    train(settings(), data, output, CPU, log=lambda sentence: None, report=left.append)
+    assert left == [], "nothing is left to train"
     assert metrics(output) == undisturbed
 
 

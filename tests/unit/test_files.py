@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from nme import grid, parquet
+from nme import cli, grid, parquet
 from nme.config import load_project
 from nme.files import atomic
 
@@ -152,10 +152,10 @@ def nme(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def assert_one_message_about_space(done: subprocess.CompletedProcess) -> None:
-    assert done.returncode != 0
-    assert "Traceback" not in done.stdout + done.stderr
-    messages = [line for line in done.stderr.splitlines() if not re.match(r"seed \d+ +epoch", line)]
+def assert_one_message_about_space(code: int, out: str, error: str) -> None:
+    assert code != 0
+    assert "Traceback" not in out + error
+    messages = [line for line in error.splitlines() if not re.match(r"seed \d+ +epoch", line)]
     assert len(messages) == 1
     assert messages[0].startswith("nme: error: ")
     assert "No space left on device" in messages[0]
@@ -207,7 +207,7 @@ def test_prepare_on_a_full_disk(disk):
         "--output",
         disk.path / "data",
     )
-    assert_one_message_about_space(done)
+    assert_one_message_about_space(done.returncode, done.stdout, done.stderr)
     assert disk.results() == []
 
 
@@ -215,15 +215,16 @@ def test_train_on_a_full_disk(disk, digits):
     disk.fill()
     output = disk.path / "metrics.parquet"
     done = nme("train", "--spec", train_settings(), "--data", digits, "--output", output)
-    assert_one_message_about_space(done)
+    assert_one_message_about_space(done.returncode, done.stdout, done.stderr)
     assert disk.results() == []
 
 
-def test_a_checkpoint_on_a_full_disk(disk, digits):
+def test_a_checkpoint_on_a_full_disk(disk, digits, monkeypatch, capsys):
     """PyTorch raises a RuntimeError where the disk is full; to the user it is the same mistake."""
     disk.fill()
-    output = disk.path / "metrics.parquet"
-    options = ["--checkpoint-seconds", "0"]
-    done = nme("train", "--spec", train_settings(), "--data", digits, "--output", output, *options)
-    assert_one_message_about_space(done)
+    command = ["nme", "train", "--spec", train_settings(), "--data", digits, "--checkpoint-seconds", "0"]
+    monkeypatch.setattr(sys, "argv", [*map(str, command), "--output", str(disk.path / "metrics.parquet")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert_one_message_about_space(ended.value.code, *capsys.readouterr())
     assert disk.results() == []

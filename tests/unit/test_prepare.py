@@ -87,7 +87,7 @@ def test_the_manifest_describes_the_files(prepared):
 
 
 def test_training_inputs_are_standardised_per_channel(tmp_path, monkeypatch):
-    """Three channels that differ, as in colour images; the test split is standardised with the same numbers."""
+    """Three channels that differ, as in colour images; the test split takes the training split's numbers."""
     random = np.random.default_rng(0)
     scale = np.array([10, 30, 60])[:, None, None]
     labels = np.arange(60, dtype=np.int64) % 10

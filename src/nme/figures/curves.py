@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t
 
@@ -10,6 +11,7 @@ from nme.activations import ACTIVATIONS
 from nme.figures import style
 
 CONFIDENCE = 0.95
+SHOWN_POINTS = 20
 
 
 def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
@@ -35,6 +37,27 @@ def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
         counts = {"members": len(group), "diverged": int(group["diverged"].sum())}
         rows.append({**dict(zip(by, key, strict=True)), **counts, "mean": mean, "low": mean - half, "high": mean + half})
     return pd.DataFrame(rows)
+
+
+def _zoom(axes: Axes, points: pd.DataFrame, colour: dict[str, str]) -> None:
+    """Show the upper ``SHOWN_POINTS`` percentage points; a mean below them is a triangle at the edge, with its value.
+
+    A strength that destroys the training would otherwise flatten the differences that a figure is about.
+    """
+    high = np.nanmax(points["high"].fillna(points["mean"]))
+    low = np.nanmin(points["low"].fillna(points["mean"]))
+    floor = max(low, points["mean"].max() - SHOWN_POINTS, 0)
+    margin = 0.05 * (min(high, 100) - floor)
+    axes.set_ylim(floor - margin, min(high, 100) + margin)
+    below = points[points["mean"] < floor]
+    for place, (_, point) in enumerate(below.sort_values(["strength", "mean"]).iterrows()):
+        edge = axes.get_xaxis_transform()
+        axes.plot(point["strength"], 0.02, "v", color=colour[point["activation"]], transform=edge, clip_on=False)
+        offset = 0.06 + 0.06 * (point["strength"] in list(below.sort_values(["strength", "mean"])["strength"][:place]))
+        axes.text(
+            point["strength"], offset, f"{point['mean']:.0f}", fontsize=5, ha="center", transform=edge,
+            color=colour[point["activation"]],
+        )  # fmt: skip
 
 
 def accuracy_against_strength(
@@ -71,9 +94,7 @@ def accuracy_against_strength(
                 axes.plot(point["strength"], 0.03, "x", color=colour[name], transform=edge, clip_on=False)
                 text = f"{point['diverged']:.0f}/{point['members']:.0f}"
                 axes.text(point["strength"], 0.06, text, fontsize=5, ha="center", transform=edge)
-        # The intervals of few seeds may leave the range of an accuracy.
-        low, high = axes.get_ylim()
-        axes.set_ylim(max(low, 0), min(high, 100))
+        _zoom(axes, points[points["panel"] == panel], colour)
         style.strength_axis(axes, sorted(points["strength"].unique()), label)
         axes.set_title(panel)
     grid[0, 0].set_ylabel("test accuracy (%)")

@@ -51,9 +51,10 @@ def strength_axis(axes: Axes, strengths: list[float], label: str) -> None:
     positive = [s for s in strengths if s > 0]
     if positive:
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
+        axes.set_xlim(-0.3 * min(positive), 1.3 * max(positive))
     shown: list[float] = []
-    for strength in sorted(strengths):  # no two labels closer than a factor of 1.8
-        if not shown or shown[-1] == 0 or strength >= 1.8 * shown[-1]:
+    for strength in sorted(strengths):  # labels closer than a factor of 1.4 would touch
+        if not shown or shown[-1] == 0 or strength >= 1.4 * shown[-1]:
             shown.append(strength)
     axes.set_xticks(shown, [f"{s:g}" for s in shown])
     axes.minorticks_off()

@@ -1,0 +1,300 @@
+"""The command line: a mistake is one message and exit code 2, without a traceback and without an output."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from nme import __version__, cli, grid, parquet
+from nme.checkpoint import Checkpoint
+from nme.config import Config, load_project
+from nme.datasets import Places
+from nme.environment import export
+from nme.prepare import prepare
+from nme.status import status
+from nme.train import train
+
+ROOT = Path(__file__).parents[2]
+NME = str(Path(sys.executable).with_name("nme"))
+EXAMPLES = 50
+
+
+def settings(**changes) -> str:
+    """Of a training job: one seed, a few steps."""
+    recipe = load_project({"scale": "tiny"}, ROOT / "config").scale.recipes["digits_mlp"]
+    recipe = recipe.model_copy(update={"batch_size": 16, **changes})
+    cell = grid.Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
+    return json.dumps(grid.train_spec(recipe, cell, range(1)))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """The manifest of a small dataset."""
+    folder = tmp_path_factory.mktemp("data")
+    prepare({"dataset": "digits", "train": EXAMPLES, "test": 20, "version": 1}, Places(), folder)
+    return folder / "manifest.json"
+
+
+def environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("NME_")}
+
+
+def nme(*arguments: object) -> subprocess.CompletedProcess:
+    """In a process of its own, as a rule does."""
+    command = [NME, *map(str, arguments)]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+
+
+def assert_one_message(code: int, error: str, *parts: str) -> None:
+    assert code == 2
+    assert "Traceback" not in error
+    assert len(error.splitlines()) == 1
+    assert error.startswith("nme: error: ")
+    for part in parts:
+        assert part in error
+
+
+# ------------------------------------------------------- in its own process
+
+
+def test_version():
+    done = nme("--version")
+    assert done.returncode == 0
+    assert __version__ in done.stdout
+    assert done.stderr == ""
+
+
+def test_no_verb_shows_help():
+    done = nme()
+    assert "Traceback" not in done.stdout + done.stderr
+    for verb in ("prepare", "train", "landscape", "tables", "plot", "status"):
+        assert verb in done.stdout + done.stderr
+
+
+def test_bad_json(tmp_path):
+    done = nme("prepare", "--spec", "{'dataset': 'digits'}", "--output", tmp_path / "out")
+    assert_one_message(done.returncode, done.stderr, "--spec is not JSON")
+    assert not (tmp_path / "out").exists()
+
+
+def train_by_command(data: Path, output: Path, *options: str) -> subprocess.CompletedProcess:
+    return nme("train", "--spec", settings(), "--data", data, "--output", output, *options)
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="there is a GPU here, so that asking for one is no mistake"
+)
+def test_cuda_without_a_gpu(data, tmp_path):
+    done = train_by_command(data, tmp_path / "out" / "metrics.parquet", "--device", "cuda")
+    assert_one_message(
+        done.returncode, done.stderr, "device is 'cuda'", "no usable GPU", "allowed here: cpu, auto"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_checkpoint_starts_over_and_says_so(data, tmp_path):
+    expected = tmp_path / "undisturbed" / "metrics.parquet"
+    train(json.loads(settings()), data, expected, torch.device("cpu"))
+    checkpoint = Checkpoint(tmp_path / "again" / "resume.pt", {}, 0)
+    checkpoint.save({"rows": [], "member": {"model": torch.zeros(100)}, "seconds": 1.0})
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-50])
+    done = train_by_command(data, tmp_path / "again" / "metrics.parquet")
+    assert done.returncode == 0
+    assert f"{checkpoint.path}: the resume checkpoint is damaged; starting over" in done.stderr
+    found, wanted = (
+        parquet.read(path)[0].drop_columns("seconds")
+        for path in (tmp_path / "again/metrics.parquet", expected)
+    )
+    assert found.equals(wanted)
+    assert [path.name for path in (tmp_path / "again").iterdir()] == ["metrics.parquet"]
+
+
+def test_sigterm_saves_and_asks_to_be_run_again(data, tmp_path):
+    options = ["--data", data, "--output", tmp_path / "metrics.parquet", "--checkpoint-seconds", "0"]
+    command = [NME, "train", "--spec", settings(epochs=100_000), *map(str, options)]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as job:
+        # The first checkpoint tells that it trains; before, SIGTERM simply ends the process.
+        while not (tmp_path / "resume.pt").exists() and job.poll() is None:
+            time.sleep(0.05)
+        job.terminate()
+        error = job.stderr.read()
+    assert job.returncode == 75, "EX_TEMPFAIL: run it again"
+    last = error.splitlines()[-1]
+    assert last.startswith("nme: stopped by SIGTERM; run it again")
+    assert str(tmp_path / "resume.pt") in last
+    assert "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
+
+
+# ------------------------------------------- in this process, to save time
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs ``nme`` in an empty folder; its exit code and what it wrote to the two streams."""
+    for key in ("NME_DEVICE", "NME_DATA_DIR"):
+        monkeypatch.delenv(key, raising=False)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nme", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+OUT = "out/result.x"
+VERBS = {
+    "prepare": ["--output", OUT],
+    "train": ["--output", OUT, "--data", "manifest.json"],
+    "landscape": ["--output", OUT],
+    "tables": ["--output", OUT],
+    "plot": ["--output", OUT, "--table", "table.parquet"],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    ("spec", "part"),
+    [
+        ("{", "not JSON"),
+        ("", "not JSON"),
+        ("[1]", "must be a JSON object"),
+        ("{}", "--spec"),
+    ],
+)
+def test_a_wrong_spec(run, verb, spec, part):
+    code, _, error = run(verb, "--spec", spec, *VERBS[verb])
+    assert_one_message(code, error, part)
+    assert list(Path().iterdir()) == []
+
+
+def spec_of(dataset: str) -> str:
+    return json.dumps({"dataset": dataset, "train": None, "test": None, "version": 1})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["prepare", "--spec", spec_of("digts"), "--output", "out"], ["'digts'", "did you mean 'digits'?"]),
+        (["prepare", "--spec", spec_of("digits"), "--output", "out", "--data-dir", "/no/such"],
+         ["data_dir is '/no/such'", "not a folder"]),
+        (["train", "--spec", settings(), "--data", "no/such.json", "--output", OUT], ["no/such.json"]),
+        (["train", "--spec", settings(), "--data", "x", "--output", OUT, "--device", "gpu"],
+         ["device is 'gpu'", "(allowed: auto, cpu, cuda)"]),
+        (["train", "--spec", settings(epochs=0), "--data", "x", "--output", OUT], ["recipe: epochs is 0"]),
+        (["plot", "--spec", '{"figure": "fig22"}', "--table", "x", "--output", OUT],
+         ["figure 'fig22'", "did you mean 'fig2'?"]),
+        (["plot", "--spec", '{"figure": "fig2"}', "--table", "no.parquet", "--output", OUT], ["no.parquet"]),
+        (["plot", "--spec", '{"figure": "fig2"}', "--table", __file__, "--output", OUT], [__file__]),
+        (["status", "--config", "no/config.yaml"], ["no/config.yaml: No such file"]),
+    ],
+    ids=lambda v: v[0] if isinstance(v[0], str) else None,
+)  # fmt: skip
+def test_a_mistake_is_one_message(run, arguments, parts):
+    code, _, error = run(*arguments)
+    assert_one_message(code, error, *parts)
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [("", "scale"), ("[tiny]", "config.yaml"), ("tiny", "config.yaml"), ("scale: [", "config.yaml"),
+     ("scale: tny", "did you mean 'tiny'?")],
+)  # fmt: skip
+def test_a_mistake_on_the_users_page(run, content, part):
+    shutil.copytree(ROOT / "config", "config")
+    Path("config/config.yaml").write_text(content)
+    code, _, error = run("status")
+    assert code == 2
+    assert error.startswith("nme: error: ")
+    assert part in error
+
+
+def test_a_batch_larger_than_the_data(run, data):
+    spec = settings(batch_size=EXAMPLES + 1)
+    code, _, error = run("train", "--spec", spec, "--data", data, "--output", OUT)
+    assert_one_message(code, error, f"batch_size is {EXAMPLES + 1}", f"(allowed: up to {EXAMPLES},")
+    assert list(Path().iterdir()) == []
+
+
+def test_a_batch_of_all_the_data(data, tmp_path):
+    train(json.loads(settings(batch_size=EXAMPLES)), data, tmp_path / "metrics.parquet", torch.device("cpu"))
+    assert parquet.read(tmp_path / "metrics.parquet")[0].num_rows == 3
+
+
+def test_the_system_says_no(run):
+    """Not a mistake in the input; still no traceback."""
+    Path("out").write_text("a file where a folder is needed")
+    code, _, error = run("prepare", "--spec", spec_of("digits"), "--output", "out/data")
+    assert code == 1
+    assert error.startswith("nme: error: out")
+    assert len(error.splitlines()) == 1
+
+
+def test_prepare_takes_the_data_folder_from_the_environment(run, monkeypatch):
+    monkeypatch.setenv("NME_DATA_DIR", "/no/such")
+    code, _, error = run("prepare", "--spec", spec_of("digits"), "--output", "out")
+    assert_one_message(code, error, "data_dir is '/no/such'")
+
+
+def test_train_takes_the_device_from_the_environment(run, monkeypatch):
+    monkeypatch.setenv("NME_DEVICE", "gpu")
+    code, _, error = run("train", "--spec", settings(), "--data", "x", "--output", OUT)
+    assert_one_message(code, error, "device is 'gpu'")
+
+
+# ---------------------------------------------------- status, environment
+
+
+def test_status_counts_what_is_there(tmp_path):
+    project = load_project({"scale": "tiny"}, ROOT / "config")
+    wanted = grid.sources(project, "fig2")
+    for path in [*wanted[:3], "figures/fig1.pdf", "results/laptop/landscape/fig1.parquet"]:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    found = {row.figure: (row.done, row.wanted, row.drawn) for row in status(project, tmp_path)}
+    assert found["fig1"] == (0, 1, True)
+    assert found["fig2"] == (3, len(wanted), False)
+    assert set(found) == set(project.figures)
+
+
+def test_status_command(run):
+    shutil.copytree(ROOT / "config", "config")
+    project = load_project({"scale": "tiny"}, "config")
+    path = Path(grid.sources(project, "fig1")[0])
+    parquet.write(pa.table({"x": [1]}), path, {})
+    code, out, _ = run("status", "--scale", "tiny")
+    assert code == 0
+    assert "scale tiny" in out
+    (row,) = [line.split() for line in out.splitlines() if "fig1" in line]
+    assert row[1:-1:2] == ["fig1", "1", "1", "no"]
+
+
+def test_the_environment_of_the_rules(monkeypatch, tmp_path):
+    for key in ("NME_DEVICE", "NME_DATA_DIR", "PATH"):
+        monkeypatch.setenv(key, "before")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    export(Config(scale="tiny", device="auto", data_dir="~/images"))
+    assert os.environ["NME_DEVICE"] == "auto"
+    assert os.environ["NME_DATA_DIR"] == str(tmp_path / "images")
+    assert os.environ["PATH"] == f"{Path(sys.executable).parent}{os.pathsep}before"
+
+
+def test_no_data_dir_leaves_the_users_variable(monkeypatch):
+    monkeypatch.setenv("NME_DATA_DIR", "mine")
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    monkeypatch.setenv("NME_DEVICE", "cpu")
+    export(Config(scale="tiny"))
+    assert os.environ["NME_DATA_DIR"] == "mine"
