@@ -11,5 +11,9 @@ def pytest_addoption(parser):
 def pytest_sessionfinish(session, exitstatus):
     skipped = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
     if session.config.getoption("--no-skips") and skipped and exitstatus == 0:
-        print("\nskipped, where nothing may be skipped:", *(f"  {r.nodeid}: {r.longrepr[-1]}" for r in skipped), sep="\n")
+        print(
+            "\nskipped, where nothing may be skipped:",
+            *(f"  {r.nodeid}: {r.longrepr[-1]}" for r in skipped),
+            sep="\n",
+        )
         session.exitstatus = 1

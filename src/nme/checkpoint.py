@@ -41,7 +41,10 @@ class Checkpoint:
             return None, f"{self.path}: the resume checkpoint is damaged; starting over"
         different = [key for key in self.identity if identity.get(key) != self.identity[key]]
         if different:
-            return None, f"{self.path}: the resume checkpoint has another {', '.join(different)}; starting over"
+            return (
+                None,
+                f"{self.path}: the resume checkpoint has another {', '.join(different)}; starting over",
+            )
         return state, f"{self.path}: continuing from the resume checkpoint"
 
     def due(self) -> bool:

@@ -11,7 +11,11 @@ from nme import __version__
 from nme.errors import Interrupted, NmeError
 
 app = typer.Typer(
-    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: run it again
@@ -31,7 +35,9 @@ def _settings(text: str) -> dict:
 
 
 @app.callback(invoke_without_command=True)
-def _main(version: Annotated[bool, typer.Option("--version", help="Print version and location.")] = False) -> None:
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print version and location.")] = False,
+) -> None:
     if version:
         print(f"nme {__version__} ({Path(__file__).parent})")
         raise typer.Exit

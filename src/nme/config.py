@@ -111,7 +111,8 @@ class Recipe(Closed):
     title: str = Field("", description="As written above a panel of a figure; empty: the recipe's name.")
     model: ModelSpec = Field(description="The network and its sizes.")
     augment: Literal["none", "crop_flip"] = Field(
-        "none", description="crop_flip: random crop after padding by 1/8 of the side, and random horizontal flip."
+        "none",
+        description="crop_flip: random crop after padding by 1/8 of the side, and random horizontal flip.",
     )
     epochs: PositiveInt = Field(description="Passes over the training data.")
     batch_size: PositiveInt = Field(description="Examples per step; the last incomplete batch of an epoch is left out.")
@@ -224,7 +225,9 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     key = ".".join(str(p) for p in path if p != "[key]")
     if error["type"] == "extra_forbidden":
         parent, last = path[:-1], path[-1]
-        return (f"{'.'.join(map(str, parent))}: " if parent else "") + unknown("key", last, _keys(model, error["loc"][:-1]))
+        return (f"{'.'.join(map(str, parent))}: " if parent else "") + unknown(
+            "key", last, _keys(model, error["loc"][:-1])
+        )
     if error["type"] == "union_tag_invalid":
         return f"{key}.name: {unknown('model', error['ctx']['tag'], MODELS)}"
     message = error["msg"].removeprefix("Value error, ")

@@ -137,7 +137,8 @@ def _first_found(places: Places, layouts: dict[str, Callable[[Path], Raw]], fetc
         for path, reader in layouts.items():
             if (folder / path).exists():
                 return reader(folder)
-    looked = f"looked for {' or '.join(layouts)} in {', '.join(map(str, places.folders)) or 'no folder (data_dir is not set)'}"
+    folders = ", ".join(map(str, places.folders)) or "no folder (data_dir is not set)"
+    looked = f"looked for {' or '.join(layouts)} in {folders}"
     advice = "put it there, or set data_dir (or NME_DATA_DIR) to the folder that has it"
     if places.downloads is None:
         raise NmeError(f"dataset not found: {looked}; {advice}")
@@ -217,7 +218,10 @@ class FashionMnist(Dataset):
     def _unpacked(self, folder: Path) -> Raw:
         from torchvision.datasets import FashionMNIST
 
-        return Raw(*_torchvision_splits(FashionMNIST, folder), source=f"{folder}/FashionMNIST/raw, unpacked IDX files")
+        return Raw(
+            *_torchvision_splits(FashionMNIST, folder),
+            source=f"{folder}/FashionMNIST/raw, unpacked IDX files",
+        )
 
 
 @register
@@ -234,7 +238,11 @@ class Cifar10(Dataset):
 
         return _first_found(
             places,
-            {"cifar-10-python.tar.gz": self._archive, "cifar-10-batches-py": self._batches, "cifar10/train": self._images},
+            {
+                "cifar-10-python.tar.gz": self._archive,
+                "cifar-10-batches-py": self._batches,
+                "cifar10/train": self._images,
+            },
             lambda folder: CIFAR10(str(folder), download=True),
         )
 
@@ -255,14 +263,20 @@ class Cifar10(Dataset):
 
     def _images(self, folder: Path) -> Raw:
         root = folder / "cifar10"
-        return Raw(self._image_split(root / "train"), self._image_split(root / "test"), source=f"{root}, image folder")
+        return Raw(
+            self._image_split(root / "train"),
+            self._image_split(root / "test"),
+            source=f"{root}, image folder",
+        )
 
     def _image_split(self, root: Path) -> Split:
         from PIL import Image
 
         found = tuple(sorted(p.name for p in root.glob("*") if p.is_dir()))
         if found != self.classes:
-            raise NmeError(f"{root}: class folders are {', '.join(found) or 'none'}; expected {', '.join(self.classes)}")
+            raise NmeError(
+                f"{root}: class folders are {', '.join(found) or 'none'}; expected {', '.join(self.classes)}"
+            )
         images, labels = [], []
         for label, name in enumerate(self.classes):
             for path in sorted((root / name).glob("*.png")):

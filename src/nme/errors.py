@@ -8,7 +8,7 @@ class NmeError(Exception):
     """A mistake in the input, not in the program: the command line prints its text alone and exits with 2."""
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818  (nothing is wrong)
     """The job was asked to stop (SIGTERM, SIGINT) and has saved its state; running it again continues it."""
 
 

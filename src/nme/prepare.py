@@ -35,7 +35,13 @@ def prepare(spec: dict, places: Places, folder: Path) -> None:
     except NmeError as error:
         raise NmeError(f"{dataset.name}: {error}") from None
     dataset.check(raw)
-    manifest = {"spec": spec, "source": raw.source, "shape": dataset.shape, "classes": dataset.classes, "splits": {}}
+    manifest = {
+        "spec": spec,
+        "source": raw.source,
+        "shape": dataset.shape,
+        "classes": dataset.classes,
+        "splits": {},
+    }
     for name, split in (("train", raw.train), ("test", raw.test)):
         chosen = class_balanced(split.labels, spec[name], len(dataset.classes), f"datasets.{dataset.name}.{name}")
         split = Split(split.inputs[chosen], split.labels[chosen])
@@ -82,5 +88,9 @@ def _write_arrow(split: Split, path: Path) -> None:
     size = prod(split.inputs.shape[1:])
     values = pa.array(np.ascontiguousarray(split.inputs).reshape(-1))
     batch = pa.record_batch({"input": pa.FixedSizeListArray.from_arrays(values, size), "label": pa.array(split.labels)})
-    with atomic(path) as temporary, pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, batch.schema) as out:
+    with (
+        atomic(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
+        pa.ipc.new_file(file, batch.schema) as out,
+    ):
         out.write_batch(batch)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
 from nme import __version__
 
 pytestmark = pytest.mark.slow
@@ -36,7 +37,7 @@ def clone(tmp_path):
 
 def test_a_figure_is_made_on_slurm_inside_the_image(clone):
     """The sentence of the README, with a small scale, a CPU, and a shorter wait before the first look at the queue."""
-    command = "snakemake --profile slurm --slurm-init-seconds-before-status-checks 3 --jobs 8".split()
+    command = ["snakemake", "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "3", "--jobs", "8"]
     options = ["--config", "scale=tiny", "device=cpu", "--", "figures/fig2.pdf"]
     done = subprocess.run([*command, *options], cwd=clone, text=True, capture_output=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -47,7 +48,10 @@ def test_a_figure_is_made_on_slurm_inside_the_image(clone):
         record = json.loads(pq.read_schema(path).metadata[b"nme"])
         assert record["container"] == IMAGE.name
     history = subprocess.run(
-        ["sacct", "-n", "-P", "-X", "--format=Partition,ReqTRES,State"], text=True, capture_output=True, check=True
+        ["sacct", "-n", "-P", "-X", "--format=Partition,ReqTRES,State"],
+        text=True,
+        capture_output=True,
+        check=True,
     )
     ours = [line for line in history.stdout.splitlines() if line.startswith("gpu|")]
     assert len(ours) >= 12

@@ -57,10 +57,18 @@ def test_planning_needs_no_torch(project):
 @pytest.mark.parametrize(
     ("path", "change", "message"),
     [
-        ("config/config.yaml", lambda c: c.update(scael="tiny"), "unknown key 'scael'; did you mean 'scale'?"),
+        (
+            "config/config.yaml",
+            lambda c: c.update(scael="tiny"),
+            "unknown key 'scael'; did you mean 'scale'?",
+        ),
         ("config/config.yaml", lambda c: c.update(data_dir="/nowhere"), "data_dir is '/nowhere'"),
         ("config/figures/fig2.yaml", lambda c: c["grid"].update(activation=["gleu"]), "did you mean 'gelu'?"),
-        ("config/figures/fig2.yaml", lambda c: c["grid"].update(method=["grad_nrom"]), "did you mean 'grad_norm'?"),
+        (
+            "config/figures/fig2.yaml",
+            lambda c: c["grid"].update(method=["grad_nrom"]),
+            "did you mean 'grad_norm'?",
+        ),
         ("config/scales/tiny.yaml", lambda c: c["axes"].update(rho=[0, -0.1]), "-0.1"),
         ("config/scales/tiny.yaml", lambda c: c.update(seeds=0), "seeds is 0"),
     ],

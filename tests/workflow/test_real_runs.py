@@ -6,6 +6,7 @@ import tarfile
 
 import pytest
 from conftest import ROOT
+
 from nme import grid
 from nme.parquet import read
 
@@ -30,7 +31,10 @@ def test_the_workstation_scale_learns_on_real_images(project, images):
     """A few hundred steps of one cell of each recipe, by the workstation's own settings but for the size."""
 
     def shorten(scale):
-        scale["datasets"] = {"fashion_mnist": {"train": 12800, "test": 1000}, "cifar10": {"train": 12800, "test": 1000}}
+        scale["datasets"] = {
+            "fashion_mnist": {"train": 12800, "test": 1000},
+            "cifar10": {"train": 12800, "test": 1000},
+        }
         for recipe in scale["recipes"].values():
             recipe.update(epochs=2, warmup_epochs=0)
 

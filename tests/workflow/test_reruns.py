@@ -12,7 +12,9 @@ def done(finished, tmp_path):
 
 def test_nothing_when_nothing_changed(done):
     assert done.planned("all") == {}
-    assert all((done.folder / "figures" / f"fig{i}.{end}").stat().st_size for i in (1, 2) for end in ("pdf", "png", "csv"))
+    assert all(
+        (done.folder / "figures" / f"fig{i}.{end}").stat().st_size for i in (1, 2) for end in ("pdf", "png", "csv")
+    )
 
 
 def test_a_colour_redraws_the_figures_that_show_it(done):

@@ -8,6 +8,7 @@ import time
 
 import pandas as pd
 import pytest
+
 from nme import grid
 from nme.config import load_project
 from nme.parquet import read

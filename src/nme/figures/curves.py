@@ -1,5 +1,7 @@
 """Accuracy against strength: the design of every grid figure."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
@@ -35,38 +37,45 @@ def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
         mean = values.mean() if n else np.nan
         half = t.ppf(0.5 + CONFIDENCE / 2, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
         counts = {"members": len(group), "diverged": int(group["diverged"].sum())}
-        rows.append({**dict(zip(by, key, strict=True)), **counts, "mean": mean, "low": mean - half, "high": mean + half})
+        rows.append(
+            {
+                **dict(zip(by, key, strict=True)),
+                **counts,
+                "mean": mean,
+                "low": mean - half,
+                "high": mean + half,
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def _zoom(axes: Axes, points: pd.DataFrame, colour: dict[str, str]) -> None:
-    """Show the upper ``SHOWN_POINTS`` percentage points; a mean below them is a triangle at the edge, with its value.
+def _zoom(axes: Axes, points: pd.DataFrame) -> float:
+    """Show the upper ``SHOWN_POINTS`` percentage points, and return the lower end.
 
     A strength that destroys the training would otherwise flatten the differences that a figure is about.
     """
-    high = np.nanmax(points["high"].fillna(points["mean"]))
+    high = min(np.nanmax(points["high"].fillna(points["mean"])), 100)
     low = np.nanmin(points["low"].fillna(points["mean"]))
     floor = max(low, points["mean"].max() - SHOWN_POINTS, 0)
-    margin = 0.05 * (min(high, 100) - floor)
-    axes.set_ylim(floor - margin, min(high, 100) + margin)
-    below = points[points["mean"] < floor]
-    for place, (_, point) in enumerate(below.sort_values(["strength", "mean"]).iterrows()):
-        edge = axes.get_xaxis_transform()
-        axes.plot(point["strength"], 0.02, "v", color=colour[point["activation"]], transform=edge, clip_on=False)
-        offset = 0.06 + 0.06 * (point["strength"] in list(below.sort_values(["strength", "mean"])["strength"][:place]))
-        axes.text(
-            point["strength"], offset, f"{point['mean']:.0f}", fontsize=5, ha="center", transform=edge,
-            color=colour[point["activation"]],
-        )  # fmt: skip
+    margin = 0.05 * (high - floor)
+    axes.set_ylim(floor - margin, high + margin)
+    return floor
 
 
-def accuracy_against_strength(
-    table: pd.DataFrame, spec: dict, record: dict, label: str
-) -> tuple[Figure, pd.DataFrame]:
+def _note(axes: Axes, points: pd.DataFrame, colour: dict[str, str], top: bool, text: Callable) -> None:
+    """A short text for each point at the upper or lower edge of a panel, those of one strength above each other."""
+    for strength, group in points.groupby("strength"):
+        for i, (_, point) in enumerate(group.iterrows()):
+            place = {"xy": (strength, 0.94 - 0.06 * i if top else 0.01 + 0.06 * i)}
+            look = {"color": colour[point["activation"]], "fontsize": 6, "ha": "center"}
+            axes.annotate(text(point), xycoords=axes.get_xaxis_transform(), **place, **look)
+
+
+def accuracy_against_strength(table: pd.DataFrame, spec: dict, record: dict, label: str) -> tuple[Figure, pd.DataFrame]:
     """One panel a recipe, one line an activation: test accuracy (%) against strength.
 
-    The level without a penalty is a dotted line in the activation's colour. A point with diverged members is marked by a
-    cross at the lower edge with their number.
+    The level without a penalty is a dotted line in the activation's colour. Diverged members are a cross at the upper
+    edge with their number, a mean far below the others a triangle at the lower edge with its value.
 
     Args:
         table: ``tables.collect``'s.
@@ -89,12 +98,10 @@ def accuracy_against_strength(
             axes.plot(line["strength"], line["mean"], marker=marker, color=colour[name], label=title)
             for level in line.loc[line["strength"] == 0, "mean"]:
                 axes.axhline(level, color=colour[name], linestyle=":", linewidth=0.8)
-            for _, point in line[line["diverged"] > 0].iterrows():
-                edge = axes.get_xaxis_transform()
-                axes.plot(point["strength"], 0.03, "x", color=colour[name], transform=edge, clip_on=False)
-                text = f"{point['diverged']:.0f}/{point['members']:.0f}"
-                axes.text(point["strength"], 0.06, text, fontsize=5, ha="center", transform=edge)
-        _zoom(axes, points[points["panel"] == panel], colour)
+        here = points[points["panel"] == panel]
+        floor = _zoom(axes, here)
+        _note(axes, here[here["mean"] < floor], colour, False, lambda point: f"▼ {point['mean']:.0f}")
+        _note(axes, here[here["diverged"] > 0], colour, True, lambda point: f"× {point['diverged']:.0f}")
         style.strength_axis(axes, sorted(points["strength"].unique()), label)
         axes.set_title(panel)
     grid[0, 0].set_ylabel("test accuracy (%)")
@@ -107,6 +114,7 @@ def accuracy_against_strength(
         f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}",
         "dotted: without a penalty",
         f"× diverged: {lost} of {len(table)}" if lost else "none diverged",
+        "▼ mean below the axis",
     )
     points = points.rename(columns={"mean": "test_accuracy_percent", "low": "ci95_low", "high": "ci95_high"})
     return figure, points

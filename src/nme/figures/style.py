@@ -37,7 +37,10 @@ def colours(chosen: dict[str, str], names: list[str]) -> dict[str, str]:
     """A colour for each name: the configured one, else the next free fallback."""
     free = [c for c in FALLBACK if c not in chosen.values()] or list(FALLBACK)
     rest = [name for name in names if name not in chosen]
-    return {**{n: chosen[n] for n in names if n in chosen}, **{n: free[i % len(free)] for i, n in enumerate(rest)}}
+    return {
+        **{n: chosen[n] for n in names if n in chosen},
+        **{n: free[i % len(free)] for i, n in enumerate(rest)},
+    }
 
 
 def footer(figure: Figure, *facts: str) -> None:
