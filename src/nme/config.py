@@ -128,6 +128,13 @@ class Recipe(Closed):
     runtime_minutes: PositiveInt = Field(30, description="Time limit to ask a cluster for; grows with each attempt.")
 
     @model_validator(mode="after")
+    def _images_for_crops(self) -> "Recipe":
+        shape = DATASETS[self.dataset].shape
+        if self.augment == "crop_flip" and len(shape) != 3:
+            raise ValueError(f"augment is 'crop_flip', but '{self.dataset}' has inputs {shape}, not images (allowed: none)")
+        return self
+
+    @model_validator(mode="after")
     def _warmup_fits(self) -> "Recipe":
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs:g} (allowed: less than epochs, {self.epochs})")

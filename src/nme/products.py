@@ -68,6 +68,6 @@ def hessian_product(clean: Gradient, vector: list[Tensor]) -> list[Tensor]:
 
 
 def norm(tensors: list[Tensor]) -> Tensor:
-    """Euclidean norm of all entries together, accumulated in at least float32; a scalar."""
-    norms = torch._foreach_norm([t.detach() for t in tensors])
-    return torch.linalg.vector_norm(torch.stack([n.to(torch.promote_types(n.dtype, torch.float32)) for n in norms]))
+    """Euclidean norm of all entries together, accumulated in float64; a scalar in float32 or wider."""
+    norms = torch._foreach_norm([t.detach() for t in tensors], dtype=torch.float64)
+    return torch.linalg.vector_norm(torch.stack(norms)).to(torch.promote_types(tensors[0].dtype, torch.float32))

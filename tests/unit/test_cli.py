@@ -88,14 +88,10 @@ def train_by_command(data: Path, output: Path, *options: str) -> subprocess.Comp
     return nme("train", "--spec", settings(), "--data", data, "--output", output, *options)
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="there is a GPU here, so that asking for one is no mistake"
-)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, so that asking for one is no mistake")
 def test_cuda_without_a_gpu(data, tmp_path):
     done = train_by_command(data, tmp_path / "out" / "metrics.parquet", "--device", "cuda")
-    assert_one_message(
-        done.returncode, done.stderr, "device is 'cuda'", "no usable GPU", "allowed here: cpu, auto"
-    )
+    assert_one_message(done.returncode, done.stderr, "device is 'cuda'", "no usable GPU", "allowed here: cpu, auto")
     assert not (tmp_path / "out").exists()
 
 
@@ -109,8 +105,7 @@ def test_a_truncated_checkpoint_starts_over_and_says_so(data, tmp_path):
     assert done.returncode == 0
     assert f"{checkpoint.path}: the resume checkpoint is damaged; starting over" in done.stderr
     found, wanted = (
-        parquet.read(path)[0].drop_columns("seconds")
-        for path in (tmp_path / "again/metrics.parquet", expected)
+        parquet.read(path)[0].drop_columns("seconds") for path in (tmp_path / "again/metrics.parquet", expected)
     )
     assert found.equals(wanted)
     assert [path.name for path in (tmp_path / "again").iterdir()] == ["metrics.parquet"]

@@ -89,9 +89,7 @@ def test_digits_are_all_used_once():
     together = np.concatenate([raw.train.inputs, raw.test.inputs]).reshape(1797, 64)
     labels = np.concatenate([raw.train.labels, raw.test.labels])
     found = sorted((label, *pixels) for label, pixels in zip(labels, together.tolist(), strict=True))
-    assert found == sorted(
-        (y, *x) for y, x in zip(shipped.target, shipped.data.astype(int).tolist(), strict=True)
-    )
+    assert found == sorted((y, *x) for y, x in zip(shipped.target, shipped.data.astype(int).tolist(), strict=True))
 
 
 # ---------------------------------------------------------- Fashion-MNIST
@@ -406,9 +404,7 @@ def read_only():
                 command = ["mount", *options, folder, folder]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
-                    pytest.skip(
-                        f"root can write everywhere, and mounting is not permitted: {done.stderr.strip()}"
-                    )
+                    pytest.skip(f"root can write everywhere, and mounting is not permitted: {done.stderr.strip()}")
                 mounted.add(folder)
         else:
             for path in [folder, *folder.rglob("*")]:

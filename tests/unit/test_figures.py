@@ -126,10 +126,7 @@ def test_grid_figures_draw(tmp_path, name, case):
     numbers = pd.read_csv(tmp_path / "out" / f"{name}.csv")
     assert len(numbers) == len(PANELS) * 2 * len(STRENGTHS)
     assert (numbers["members"] == SEEDS).all()
-    expected = [
-        sum(CASES[case](r.activation, r.strength, seed) for seed in range(SEEDS))
-        for r in numbers.itertuples()
-    ]
+    expected = [sum(CASES[case](r.activation, r.strength, seed) for seed in range(SEEDS)) for r in numbers.itertuples()]
     assert numbers["diverged"].tolist() == expected
     values = numbers["test_accuracy_percent"]
     assert values.isna().tolist() == [lost == SEEDS for lost in expected]
@@ -296,9 +293,7 @@ def test_an_unknown_figure_is_one_message(tmp_path):
 
 
 def test_a_missing_table_is_one_message(tmp_path):
-    assert str(tmp_path / "t.parquet") in message(
-        {"figure": "fig2"}, tmp_path / "t.parquet", tmp_path / "f.pdf"
-    )
+    assert str(tmp_path / "t.parquet") in message({"figure": "fig2"}, tmp_path / "t.parquet", tmp_path / "f.pdf")
     assert list(tmp_path.iterdir()) == []
 
 

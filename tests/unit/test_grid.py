@@ -111,9 +111,7 @@ def test_a_wrong_cell_is_one_message(arguments, part):
 
 
 def wildcard_constraints() -> dict[str, str]:
-    block = re.search(
-        r"^wildcard_constraints:\n((?: .*\n)+)", (RULES / "common.smk").read_text(), re.MULTILINE
-    )
+    block = re.search(r"^wildcard_constraints:\n((?: .*\n)+)", (RULES / "common.smk").read_text(), re.MULTILINE)
     return dict(re.findall(r'^ +(\w+)="(.+)",$', block.group(1), re.MULTILINE))
 
 
@@ -242,9 +240,7 @@ def test_cells_of_a_figure():
 
 
 @given(
-    st.lists(
-        names(ACTIVATIONS).map(lambda n: str(ACTIVATIONS.parse(n))), min_size=1, max_size=3, unique=True
-    ),
+    st.lists(names(ACTIVATIONS).map(lambda n: str(ACTIVATIONS.parse(n))), min_size=1, max_size=3, unique=True),
     st.lists(names(METHODS).map(lambda n: str(METHODS.parse(n))), min_size=1, max_size=3, unique=True),
     st.lists(strengths, min_size=1, max_size=4, unique=True),
     st.integers(1, 4),
@@ -273,9 +269,7 @@ def test_sources_and_table_of_a_figure():
     project = project_of("tiny")
     assert grid.sources(project, "fig1") == ["results/tiny/landscape/fig1.parquet"]
     assert grid.table_path(project, "fig1") == "results/tiny/landscape/fig1.parquet"
-    assert "results/tiny/train/digits_mlp/gelu/grad_norm/0.1/seed=0-1/metrics.parquet" in grid.sources(
-        project, "fig2"
-    )
+    assert "results/tiny/train/digits_mlp/gelu/grad_norm/0.1/seed=0-1/metrics.parquet" in grid.sources(project, "fig2")
     assert grid.table_path(project, "fig2") == "results/tiny/tables/fig2.parquet"
 
 
@@ -356,8 +350,7 @@ def test_settings_are_json(scale):
             continue
         specs += [grid.table_spec(project, name)]
         specs += [
-            grid.train_spec(project.scale.recipes[c.recipe], c, s)
-            for c, s in grid.training_jobs(figure, project.scale)
+            grid.train_spec(project.scale.recipes[c.recipe], c, s) for c, s in grid.training_jobs(figure, project.scale)
         ]
     for spec in specs:
         assert json.loads(json.dumps(spec)) == spec

@@ -18,9 +18,7 @@ GELU = ACTIVATIONS.parse("gelu")
 RHO = 0.3
 
 on_every_network = pytest.mark.parametrize("network", NETWORKS)
-with_and_without_batch_norm = pytest.mark.parametrize(
-    "batch_norm", [False, True], ids=["plain", "batch-norm"]
-)
+with_and_without_batch_norm = pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch-norm"])
 both_powers = pytest.mark.parametrize("p", [1, 2])
 
 
@@ -249,9 +247,7 @@ class TestGradientPenalty:
     @with_and_without_batch_norm
     def test_float32_follows_float64(self, activation, p, batch_norm):
         double, single = (
-            flat(
-                update(gradient_penalty(p), *example("cnn-1d", activation, batch_norm, dtype), RHO).direction
-            )
+            flat(update(gradient_penalty(p), *example("cnn-1d", activation, batch_norm, dtype), RHO).direction)
             for dtype in (torch.float64, torch.float32)
         )
         assert relative_error(single.double(), double) < 1e-4
@@ -259,8 +255,7 @@ class TestGradientPenalty:
     def test_default_power_is_1(self):
         model, batch = example("mlp", GELU)
         default, first = (
-            flat(update(METHODS.parse(name), model, batch, RHO).direction)
-            for name in ("grad_norm", "grad_norm-p=1")
+            flat(update(METHODS.parse(name), model, batch, RHO).direction) for name in ("grad_norm", "grad_norm-p=1")
         )
         assert torch.equal(default, first)
 

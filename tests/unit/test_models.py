@@ -26,9 +26,7 @@ CASES = [(name, shape) for name in MODELS for shape in SHAPES.get(name, [])]
 CLASSES = 4
 
 on_every_model_and_input = pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
-with_and_without_batch_norm = pytest.mark.parametrize(
-    "batch_norm", [False, True], ids=["plain", "batch-norm"]
-)
+with_and_without_batch_norm = pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch-norm"])
 
 
 def build(name, shape, activation="relu", seed=0, **settings):
@@ -137,6 +135,22 @@ def test_cnn_is_its_formula():
 def test_head_of_the_cnn_fits_every_kernel_and_stride(kernel, stride, shape):
     model = build("cnn", shape, channels=[2, 3, 2], kernel=kernel, stride=stride)
     assert model(torch.randn(2, *shape)).shape == (2, CLASSES)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 10), (3, 11), (3, 7, 10)], ids=str)
+def test_convolutions_are_those_of_pytorch(kernel, stride, shape):
+    conv = build("cnn", shape, channels=[4], kernel=kernel, stride=stride).double()[0]
+    reference = nn.functional.conv1d if len(shape) == 2 else nn.functional.conv2d
+    x = torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
+    weight, bias = conv.weight, conv.bias
+    y, expected = conv(x), reference(x, weight, bias, stride, kernel // 2)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-13)
+    ahead = torch.randn_like(y)
+    slopes, expected_slopes = (torch.autograd.grad((ahead * f).sum(), [x, weight, bias]) for f in (y, expected))
+    for slope, expected_slope in zip(slopes, expected_slopes, strict=True):
+        torch.testing.assert_close(slope, expected_slope, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (1, 2, 3, 4)], ids=str)

@@ -91,10 +91,7 @@ def test_training_inputs_are_standardised_per_channel(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     scale = np.array([10, 30, 60])[:, None, None]
     labels = np.arange(60, dtype=np.int64) % 10
-    splits = [
-        Split((random.integers(0, 4, (60, 3, 4, 4)) * scale).astype(np.uint8), labels)
-        for _ in ("train", "test")
-    ]
+    splits = [Split((random.integers(0, 4, (60, 3, 4, 4)) * scale).astype(np.uint8), labels) for _ in ("train", "test")]
     colour = type("Colour", (Dataset,), {"shape": (3, 4, 4), "classes": tuple("0123456789"), "name": "colour",
                                          "read": lambda self, places: Raw(*splits, "here")})  # fmt: skip
     monkeypatch.setitem(DATASETS, "colour", colour)
@@ -102,9 +99,7 @@ def test_training_inputs_are_standardised_per_channel(tmp_path, monkeypatch):
     train, test, _ = batches.load(tmp_path / "manifest.json", CPU)
     standardised = train.standardised(train.inputs).double().transpose(0, 1).flatten(1)
     torch.testing.assert_close(standardised.mean(1), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-6)
-    torch.testing.assert_close(
-        standardised.std(1, correction=0), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(standardised.std(1, correction=0), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-6)
     assert torch.equal(test.mean, train.mean)
     assert torch.equal(test.std, train.std)
 
@@ -129,9 +124,7 @@ def test_subsets_are_of_the_raw_data(tmp_path):
 def labels_and_sizes(draw):
     """Labels of some classes, at least three of each, in any order; and two sizes that are possible."""
     classes = draw(st.integers(1, 6))
-    labels = draw(
-        st.permutations(list(range(classes)) * 3 + draw(st.lists(st.integers(0, classes - 1), max_size=30)))
-    )
+    labels = draw(st.permutations(list(range(classes)) * 3 + draw(st.lists(st.integers(0, classes - 1), max_size=30))))
     labels = np.array(labels, dtype=np.int64)
     largest = int(np.bincount(labels).min()) * classes
     smaller, larger = sorted(draw(st.tuples(*[st.integers(1, largest)] * 2)))
@@ -255,11 +248,7 @@ def test_reading_copies_nothing(manifest):
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("where memory is mapped is read from /proc, which is not there")
-    line = next(
-        line
-        for line in maps.read_text().splitlines()
-        if line.endswith(str(manifest.with_name("train.arrow")))
-    )
+    line = next(line for line in maps.read_text().splitlines() if line.endswith(str(manifest.with_name("train.arrow"))))
     first, last = (int(address, 16) for address in line.split()[0].split("-"))
     assert first <= train.inputs.data_ptr() < last
 

@@ -20,9 +20,7 @@ FILES = [
     *(("figure", path) for path in sorted((ROOT / "config/figures").glob("*.yaml"))),
 ]
 
-each_file = pytest.mark.parametrize(
-    ("kind", "path"), FILES, ids=lambda v: v if isinstance(v, str) else v.name
-)
+each_file = pytest.mark.parametrize(("kind", "path"), FILES, ids=lambda v: v if isinstance(v, str) else v.name)
 
 
 def mistakes(kind: str, values: object) -> list[str]:
@@ -90,7 +88,5 @@ def test_every_key_is_described():
     for path in SCHEMAS.glob("*.json"):
         schema = json.loads(path.read_text())
         for section in [schema, *schema.get("$defs", {}).values()]:
-            undescribed = [
-                k for k, v in section.get("properties", {}).items() if not {"description", "$ref"} & set(v)
-            ]
+            undescribed = [k for k, v in section.get("properties", {}).items() if not {"description", "$ref"} & set(v)]
             assert [k for k in undescribed if k not in ("activation", "method")] == [], section["title"]

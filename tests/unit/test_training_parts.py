@@ -76,9 +76,7 @@ class TestLearningRate:
         assert learning_rate(recipe, 5) == pytest.approx(0.2)
         assert learning_rate(recipe, 10) == pytest.approx(0, abs=1e-15)
         for progress in np.linspace(0, 10, 23):
-            assert learning_rate(recipe, progress) == pytest.approx(
-                0.4 * math.cos(math.pi * progress / 20) ** 2
-            )
+            assert learning_rate(recipe, progress) == pytest.approx(0.4 * math.cos(math.pi * progress / 20) ** 2)
 
     def test_warms_up_in_a_straight_line(self):
         recipe = self.recipe(warmup_epochs=2.5)
@@ -181,9 +179,7 @@ class TestData:
         assert [len(b.labels) for b in batches[:-1]] == [size] * (len(batches) - 1)
         assert torch.equal(torch.cat([b.labels for b in batches]), split.labels)
         inputs = (split.inputs.numpy().astype(np.float64) - 120) / 70
-        np.testing.assert_allclose(
-            torch.cat([b.inputs for b in batches]).numpy(), inputs, rtol=1e-6, atol=1e-7
-        )
+        np.testing.assert_allclose(torch.cat([b.inputs for b in batches]).numpy(), inputs, rtol=1e-6, atol=1e-7)
 
     def test_batch_takes_the_examples_asked_for(self):
         split, indices = data(10), torch.tensor([7, 0, 3])
@@ -282,9 +278,7 @@ class TestMember:
     def test_order_does_not_depend_on_activation_method_and_strength(self, activation, method, monkeypatch):
         reference = orders(Member(cell("relu", "sgd", 0.0), 0), 2, monkeypatch)
         monkeypatch.undo()
-        assert torch.equal(
-            orders(Member(cell(str(activation), str(method), 0.3), 0), 2, monkeypatch), reference
-        )
+        assert torch.equal(orders(Member(cell(str(activation), str(method), 0.3), 0), 2, monkeypatch), reference)
 
     def test_order_depends_on_the_seed(self, monkeypatch):
         first = orders(Member(cell(), 0), 1, monkeypatch)
