@@ -86,12 +86,12 @@ def load(manifest: Path, device: torch.device) -> tuple[Data, Data, dict]:
     for name, expected in described["splits"].items():
         path = manifest.with_name(f"{name}.arrow")
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            table = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         except (OSError, pa.ArrowInvalid) as error:
             raise NmeError(f"{path}: cannot be read ({error}); prepare the dataset again") from None
         if table.num_rows != expected["examples"]:
             raise NmeError(f"{path}: has {table.num_rows} examples, the manifest says {expected['examples']}")
-        inputs = table["input"].combine_chunks().flatten().to_numpy().reshape(-1, *shape)
+        inputs = table["input"].flatten().to_numpy().reshape(-1, *shape)
         with warnings.catch_warnings():  # the memory map is read-only, and only read
             warnings.filterwarnings("ignore", message=".*not writable.*")
             tensors = torch.from_numpy(inputs), torch.from_numpy(table["label"].to_numpy())

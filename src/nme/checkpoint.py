@@ -4,7 +4,7 @@ The checkpoint is an undeclared file beside the job's output (Snakemake deletes 
 written atomically, holds the identity of the job it belongs to, and is removed when the job has succeeded.
 """
 
-import pickle
+import io
 import signal
 import time
 from pathlib import Path
@@ -36,10 +36,10 @@ class Checkpoint:
             return None, ""
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            identity, state = saved["identity"], saved["state"]
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
+            different = [key for key in self.identity if saved["identity"].get(key) != self.identity[key]]
+            state = saved["state"]
+        except Exception:  # torch.load of a damaged file may raise anything
             return None, f"{self.path}: the resume checkpoint is damaged; starting over"
-        different = [key for key in self.identity if identity.get(key) != self.identity[key]]
         if different:
             return (
                 None,
@@ -53,8 +53,10 @@ class Checkpoint:
 
     def save(self, state: dict) -> None:
         """Write the state, replacing an earlier one."""
+        content = io.BytesIO()  # torch.save to a full disk raises what nobody understands; a plain write does not
+        torch.save({"identity": self.identity, "state": state}, content)
         with atomic(self.path) as temporary:
-            torch.save({"identity": self.identity, "state": state}, temporary)
+            temporary.write_bytes(content.getbuffer())
         self._saved = time.monotonic()
 
     def remove(self) -> None:

@@ -24,13 +24,16 @@ Spec = Annotated[str, typer.Option(help="The settings that decide the result, as
 Output = Annotated[Path, typer.Option(help="What to write; it appears whole or not at all.")]
 
 
-def _settings(text: str) -> dict:
+def _settings(text: str, *keys: str) -> dict:
     try:
         spec = json.loads(text)
     except ValueError as error:
         raise NmeError(f"--spec is not JSON: {error}") from None
     if not isinstance(spec, dict):
         raise NmeError("--spec must be a JSON object")
+    missing = [key for key in keys if key not in spec]
+    if missing:
+        raise NmeError(f"--spec lacks {', '.join(missing)}; a whole one stands in Snakemake's params")
     return spec
 
 
@@ -57,7 +60,7 @@ def prepare(
     if data_dir is not None and not data_dir.expanduser().is_dir():
         raise NmeError(f"data_dir is '{data_dir}', which is not a folder (give an existing one)")
     folders = (data_dir.expanduser(),) if data_dir else ()
-    prepare(_settings(spec), Places(folders, downloads), output)
+    prepare(_settings(spec, "dataset", "train", "test"), Places(folders, downloads), output)
 
 
 @app.command()
@@ -73,7 +76,7 @@ def train(
     from nme.progress import training_progress
     from nme.train import train
 
-    settings = _settings(spec)
+    settings = _settings(spec, "recipe", "activation", "method", "strength", "seeds")
     recipe = settings["recipe"]
     chosen = prepare_device(device, recipe["threads"])
     with training_progress(len(settings["seeds"]), recipe["epochs"]) as (report, log):
@@ -87,7 +90,7 @@ def landscape(spec: Spec, output: Output) -> None:
     from nme.device import prepare_device
 
     prepare_device("cpu", threads=1)
-    landscape(_settings(spec), output)
+    landscape(_settings(spec, "activation", "widths", "points", "half_width", "seed"), output)
 
 
 @app.command()
@@ -95,7 +98,7 @@ def tables(spec: Spec, output: Output) -> None:
     """Collect the final metrics of a figure's cells, one row a member."""
     from nme.tables import write_table
 
-    write_table(_settings(spec), output)
+    write_table(_settings(spec, "scale", "seeds", "recipes", "cells"), output)
 
 
 @app.command()
@@ -107,7 +110,7 @@ def plot(
     """Draw a figure."""
     from nme.figures import plot
 
-    plot(_settings(spec), table, output)
+    plot(_settings(spec, "figure"), table, output)
 
 
 @app.command()
@@ -122,7 +125,9 @@ def status(
     from nme.config import load_project, read_yaml
     from nme.status import status
 
-    values = {**(read_yaml(config) or {}), **({"scale": scale} if scale else {})}
+    values = read_yaml(config) or {}
+    if scale and isinstance(values, dict):
+        values = {**values, "scale": scale}
     project = load_project(values, config.parent)
     table = Table("figure", "done", "wanted", "drawn", title=f"scale {project.config.scale}")
     for row in status(project):

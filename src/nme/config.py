@@ -22,6 +22,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -41,7 +42,16 @@ class Closed(BaseModel):
 
 
 def _registered(registry: Registry) -> Any:
-    """A name of the registry, in its one spelling; or just the name, where an axis gives the parameter."""
+    """A name of the registry with its parameters, in its one spelling."""
+
+    def canonical(text: str) -> str:
+        return str(registry.parse(text))
+
+    return Annotated[str, AfterValidator(_as_value_error(canonical))]
+
+
+def _coloured(registry: Registry) -> Any:
+    """As ``_registered``, or a name without the parameter it needs: the colour of all of that name."""
 
     def canonical(text: str) -> str:
         return text if text in registry else str(registry.parse(text))
@@ -70,6 +80,14 @@ def _one_of(what: str, names: Any) -> Any:
     return Annotated[str, AfterValidator(check)]
 
 
+def _two_by_two(widths: list) -> list:
+    if min(widths[:2]) < 2:
+        raise ValueError(
+            f"is {widths} (allowed: at least 2 inputs and 2 units in the first layer, to vary two weights)"
+        )
+    return widths
+
+
 def _distinct(values: list) -> list:
     repeated = sorted({str(v) for v in values if values.count(v) > 1})
     if repeated:
@@ -79,7 +97,11 @@ def _distinct(values: list) -> list:
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 # One spelling per number, so that 0.1, 1e-1 and "0.10" are one cell.
-Number = Annotated[str, BeforeValidator(_as_value_error(number))]
+Number = Annotated[
+    str,
+    BeforeValidator(_as_value_error(number)),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}]}),
+]
 Axis = Annotated[list[Number], Field(min_length=1), AfterValidator(_distinct)]
 Names = AfterValidator(_distinct)
 
@@ -131,7 +153,9 @@ class Recipe(Closed):
     def _images_for_crops(self) -> "Recipe":
         shape = DATASETS[self.dataset].shape
         if self.augment == "crop_flip" and len(shape) != 3:
-            raise ValueError(f"augment is 'crop_flip', but '{self.dataset}' has inputs {shape}, not images (allowed: none)")
+            raise ValueError(
+                f"augment is 'crop_flip', but '{self.dataset}' has inputs {shape}, not images (allowed: none)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -146,7 +170,9 @@ class Scale(Closed):
 
     seeds: PositiveInt = Field(description="Members per cell: seeds 0 to seeds − 1.")
     datasets: dict[_one_of("dataset", DATASETS), Dataset] = Field(description="Datasets and how much of each.")
-    recipes: dict[Identifier, Recipe] = Field(description="Recipes by name; each is a panel of every grid figure.")
+    recipes: dict[Identifier, Recipe] = Field(
+        min_length=1, description="Recipes by name; each is a panel of every grid figure."
+    )
     axes: dict[Identifier, Axis] = Field(description="Values of strengths and activation parameters, by name.")
 
     @model_validator(mode="after")
@@ -169,7 +195,9 @@ class Landscape(Closed):
     """An exact loss landscape over two weights of one hidden layer; nothing is trained."""
 
     activation: Annotated[list[_registered(ACTIVATIONS)], Field(min_length=1), Names]
-    widths: Annotated[list[PositiveInt], Field(min_length=2)] = Field(description="Inputs, then hidden units.")
+    widths: Annotated[list[PositiveInt], Field(min_length=2), AfterValidator(_two_by_two)] = Field(
+        description="Inputs, then hidden units."
+    )
     points: Annotated[int, Field(ge=3)] = Field(description="Grid points along each of the two weights.")
     half_width: PositiveFloat = Field(description="Both weights run over ± this.")
     seed: NonNegativeInt = Field(description="Seed of the other weights, the input and the target.")
@@ -197,8 +225,8 @@ Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 class Style(Closed):
     """One colour for the same thing on every figure."""
 
-    activation: dict[_registered(ACTIVATIONS), Colour] = Field(description="Colour of each activation, as #rrggbb.")
-    method: dict[_registered(METHODS), Colour] = Field(description="Colour of each training method, as #rrggbb.")
+    activation: dict[_coloured(ACTIVATIONS), Colour] = Field(description="Colour of each activation, as #rrggbb.")
+    method: dict[_coloured(METHODS), Colour] = Field(description="Colour of each training method, as #rrggbb.")
 
 
 class Project(Closed):
@@ -235,11 +263,15 @@ def _explain(model: type[BaseModel], error: Any) -> str:
         return (f"{'.'.join(map(str, parent))}: " if parent else "") + unknown(
             "key", last, _keys(model, error["loc"][:-1])
         )
+    if error["type"] == "union_tag_not_found":
+        return f"{key}.name: this key is missing (allowed: {', '.join(MODELS)})"
     if error["type"] == "union_tag_invalid":
         return f"{key}.name: {unknown('model', error['ctx']['tag'], MODELS)}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
-        return f"{key}: {message}" if key else message
+        return f"{key}{' ' if message.startswith('is ') else ': '}{message}" if key else message
+    if not key:
+        return f"must be keys with values, not {error['input']!r}"
     if error["type"] == "missing":
         return f"{key}: this key is missing"
     if error["type"] == "literal_error":
@@ -260,7 +292,7 @@ def _keys(model: Any, path: tuple) -> list[str]:
         elif "mapping" in node.get("discriminator", {}) and part in node["discriminator"]["mapping"]:
             node = {"$ref": node["discriminator"]["mapping"][part]}
         else:
-            node = node.get("additionalProperties", {})
+            node = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), {})
     return list(_resolve(schema, node).get("properties", {}))
 
 
@@ -286,7 +318,7 @@ def read_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise NmeError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise NmeError(f"{path}: not valid YAML: {error}") from None
 
 

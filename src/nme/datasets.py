@@ -133,23 +133,31 @@ def _first_found(places: Places, layouts: dict[str, Callable[[Path], Raw]], fetc
         layouts: reader by the path that shows that layout is there, relative to a folder.
         fetch: downloads into a folder, in one of the layouts.
     """
-    for folder in [*places.folders, *([places.downloads] if places.downloads else [])]:
-        for path, reader in layouts.items():
-            if (folder / path).exists():
-                return reader(folder)
+
+    def read_from(folder: Path) -> Raw | None:
+        found = next((reader for path, reader in layouts.items() if (folder / path).exists()), None)
+        return found(folder) if found else None
+
+    for folder in places.folders:
+        if raw := read_from(folder):
+            return raw
     folders = ", ".join(map(str, places.folders)) or "no folder (data_dir is not set)"
     looked = f"looked for {' or '.join(layouts)} in {folders}"
     advice = "put it there, or set data_dir (or NME_DATA_DIR) to the folder that has it"
     if places.downloads is None:
         raise NmeError(f"dataset not found: {looked}; {advice}")
+    try:
+        if raw := read_from(places.downloads):
+            return raw
+    except NmeError:
+        pass  # an interrupted download: torchvision completes it
     places.downloads.mkdir(parents=True, exist_ok=True)
     try:
         fetch(places.downloads)
     except (OSError, RuntimeError) as error:
         raise NmeError(f"dataset not found: {looked}; downloading it failed ({error}); {advice}") from None
-    for path, reader in layouts.items():
-        if (places.downloads / path).exists():
-            return reader(places.downloads)
+    if raw := read_from(places.downloads):
+        return raw
     raise NmeError(f"dataset not found: {looked}; the download left none of them; {advice}")
 
 
@@ -167,8 +175,8 @@ def _torchvision_splits(dataset: Callable[..., object], root: Path) -> list[Spli
     for train in (True, False):
         try:
             read = dataset(str(root), train=train, download=False)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise NmeError(f"{root}: {'train' if train else 'test'} data cannot be read: {error}") from None
+        except Exception as error:  # torchvision's readers raise anything on a damaged file
+            raise NmeError(f"{root}: {'train' if train else 'test'} data cannot be read: {error!r}") from None
         images = np.asarray(read.data)
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
         splits.append(Split(np.ascontiguousarray(images), np.asarray(read.targets, dtype=np.int64)))

@@ -17,4 +17,4 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> str:
     allowed = sorted(allowed)
     near = get_close_matches(str(value), allowed, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"unknown {what} '{value}'{hint} (allowed: {', '.join(allowed)})"
+    return f"unknown {what} '{value}'{hint} (allowed: {', '.join(allowed) or 'none'})"

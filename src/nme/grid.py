@@ -159,17 +159,18 @@ def table_spec(project: Project, name: str) -> dict:
 
 def plot_spec(project: Project, name: str) -> dict:
     """What decides how a figure looks, besides its table: only the colours that it shows."""
-    figure = project.figures[name]
-    compared = figure.grid or figure.landscape
-    colours = project.style
-    spec = {
-        "figure": name,
-        "activation": {a: colours.activation[a] for a in compared.activation if a in colours.activation},
-        "version": STAGE_VERSION["plot"],
-    }
-    if figure.grid:
-        spec["method"] = {m: colours.method[m] for m in compared.method if m in colours.method}
+    grid = project.figures[name].grid
+    spec = {"figure": name, "version": STAGE_VERSION["plot"]}
+    if grid:
+        spec["activation"] = _colours(project.style.activation, grid.activation)
+        spec["method"] = _colours(project.style.method, grid.method)
     return spec
+
+
+def _colours(chosen: dict[str, str], names: list[str]) -> dict[str, str]:
+    """The colours of those names that have one: their own, or that of all of their name, whatever the parameter."""
+    found = {name: chosen.get(name, chosen.get(name.split("-")[0])) for name in names}
+    return {name: colour for name, colour in found.items() if colour}
 
 
 def dataset_of(project: Project, recipe: str) -> Path:

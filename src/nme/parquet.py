@@ -26,5 +26,7 @@ def read(path: Path) -> tuple[pa.Table, dict]:
     try:
         table = pq.read_table(path)
         return table, json.loads(table.schema.metadata[b"nme"])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
+    except FileNotFoundError:
+        raise NmeError(f"{path}: missing; make it first") from None
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise NmeError(f"{path}: not a result table of nme ({error}); delete it and make it again") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nme.datasets import DATASETS, Places, Split
-from nme.errors import NmeError
+from nme.errors import NmeError, unknown
 from nme.files import atomic
 
 SUBSET_SEED = 0
@@ -29,6 +29,8 @@ def prepare(spec: dict, places: Places, folder: Path) -> None:
     Raises:
         NmeError: it is missing or damaged, or has too few examples for the subset.
     """
+    if spec["dataset"] not in DATASETS:
+        raise NmeError(unknown("dataset", spec["dataset"], DATASETS))
     dataset = DATASETS[spec["dataset"]]()
     try:
         raw = dataset.read(places)

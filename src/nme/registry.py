@@ -6,6 +6,7 @@ and a configuration checked on a machine without it.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeVar
@@ -26,7 +27,7 @@ def number(value: float | str) -> str:
         if isinstance(value, bool):
             raise ValueError
         real = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise NmeError(f"'{value}' is not a number (allowed: 0 or a number from 1e-12 to 1e12)") from None
     if not math.isfinite(real) or real < 0 or (real > 0 and not 1e-12 <= real <= 1e12):
         raise NmeError(f"{value} is out of range (allowed: 0 or a number from 1e-12 to 1e12)")
@@ -95,7 +96,7 @@ class Registry(dict[str, type[Named]]):
         Raises:
             NmeError: unknown name or parameter, a parameter missing, given twice or not allowed.
         """
-        name, *settings = str(text).split("-")
+        name, *settings = re.split(r"-(?=[a-z_]+=)", str(text))
         if name not in self:
             raise NmeError(unknown(self.what, name, self))
         known = self[name].parameters

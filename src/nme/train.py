@@ -235,7 +235,7 @@ def train(
         "settings": spec_hash(spec),
         "data": spec_hash(described["splits"]),
         "device": device.type,
-        "version of PyTorch": torch.__version__,
+        "version of PyTorch": str(torch.__version__),
     }
     checkpoint = Checkpoint(output.with_name("resume.pt"), identity, checkpoint_seconds)
     state, sentence = checkpoint.load()

@@ -264,7 +264,7 @@ def test_a_file_without_keys_is_named(folder, content):
     (folder.path / SCALE).write_text(content)
     text = folder.message()
     assert text.startswith(f"{folder.path / SCALE}: ")
-    assert "dictionary" in text
+    assert "must be keys with values" in text
     assert ":  is" not in text, "there is no key to name"
 
 

@@ -266,7 +266,7 @@ def test_the_footer_says_scale_seeds_and_divergence(drawn):
 def test_diverged_members_are_marked_with_their_number(drawn):
     figure, _ = drawn(trained(diverged=CASES["some diverged"]))
     for axes in figure.axes:
-        assert [text.get_text() for text in axes.texts] == ["1/3", "1/3"]
+        assert [text.get_text() for text in axes.texts] == ["× 1/3", "× 1/3"]
         assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "x"] == [0.3, 0.3]
     figure, _ = drawn(trained())
     assert not any(axes.texts for axes in figure.axes)

@@ -177,7 +177,7 @@ def test_the_order_of_parameters_does_not_matter():
         ("tuned_one", ["needs a value for 'width'", "tuned_one-width=1"]),
         ("tuned_one-p=2", ["needs a value for 'width'"]),
         ("tuned_one-width=1-width=2", ["'width' is given twice"]),
-        ("tuned_one-width", ["width", "'' is not a number"]),
+        ("tuned_one-width", ["unknown sample 'tuned_one-width'", "did you mean 'tuned_one'?"]),
         ("tuned_one-width=x", ["width", "'x' is not a number", "allowed"]),
         ("tuned_one-width=nan", ["width", "nan", "allowed"]),
         ("tuned_one-width=0", ["width", "greater than 0"]),

@@ -28,17 +28,16 @@ def plot(spec: dict, table: Path, output: Path) -> None:
     """
     if spec["figure"] not in drawable():
         raise NmeError(unknown("figure", spec["figure"], drawable()))
-    from matplotlib import pyplot
+    from matplotlib import rc_context
 
     from nme.figures import style
 
     rows, record = parquet.read(table)
-    with pyplot.rc_context(style.RC):
+    with rc_context(style.RC):
         figure, numbers = import_module(f"nme.figures.{spec['figure']}").draw(rows.to_pandas(), spec, record)
         for ending in FORMATS:
             with atomic(output.with_suffix(f".{ending}")) as path:
                 # No date, so that the same numbers make the same file.
                 figure.savefig(path, metadata={"CreationDate": None} if ending == "pdf" else {"Software": None})
-        pyplot.close(figure)
     with atomic(output.with_suffix(".csv")) as path:
         numbers.to_csv(path, index=False, float_format="%.6g")

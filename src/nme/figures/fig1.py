@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -19,14 +18,8 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
     names = list(dict.fromkeys(table["activation"]))
     units = [c for c in table.columns if c.startswith("preactivation_")]
     columns = {"loss": "loss ℓ", "nme": "NME ‖N‖$_F$"}
-    figure, grid = pyplot.subplots(
-        len(names),
-        2,
-        figsize=(style.COLUMN, (3.4 * len(names) + 2.4) * style.CM),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-    )
+    figure = Figure(figsize=(style.COLUMN, (3.4 * len(names) + 2.4) * style.CM))
+    grid = figure.subplots(len(names), 2, squeeze=False, sharex=True, sharey=True)
     # Both quantities span decades; what is far below the largest value has one colour.
     limits = {c: (1e-4 * table[c].max(), table[c].max()) for c in columns}
     for i, name in enumerate(names):
