@@ -266,10 +266,22 @@ def test_the_footer_says_scale_seeds_and_divergence(drawn):
 def test_diverged_members_are_marked_with_their_number(drawn):
     figure, _ = drawn(trained(diverged=CASES["some diverged"]))
     for axes in figure.axes:
-        assert [text.get_text() for text in axes.texts] == ["× 1/3", "× 1/3"]
-        assert [text.xy[0] for text in axes.texts] == [0.3, 0.3]
+        crosses = [text for text in axes.texts if "×" in text.get_text()]
+        assert [text.get_text() for text in crosses] == ["× 1/3", "× 1/3"]
+        assert [text.xy[0] for text in crosses] == [0.3, 0.3]
     figure, _ = drawn(trained())
-    assert not any(axes.texts for axes in figure.axes)
+    assert not any("×" in text.get_text() for axes in figure.axes for text in axes.texts)
+
+
+def test_a_mean_far_below_the_others_is_named_at_the_edge(drawn):
+    table = trained()
+    table.loc[table["strength"] == 0.3, "test_accuracy"] = 0.12
+    figure, points = drawn(table)
+    for axes in figure.axes:
+        low = [text for text in axes.texts if text.get_text() == "▼ 12"]
+        assert [text.xy[0] for text in low] == [0.3, 0.3]
+        assert axes.get_ylim()[0] > 12
+    assert (points.loc[points["strength"] == 0.3, "test_accuracy_percent"].round(6) == 12).all()
 
 
 def test_a_point_whose_members_all_diverged_has_no_mean(drawn):
