@@ -107,6 +107,8 @@ MISTAKES = [
     (SCALE, "recipes.digits_mlp.model.name", ABSENT, ["recipes.digits_mlp.model.name", "missing"]),
     (SCALE, "recipes.digits_mlp.augment", "flip",
      ["recipes.digits_mlp.augment", "'flip'", "'none' or 'crop_flip'"]),
+    (SCALE, "recipes.mnist1d_cnn.augment", "crop_flip",
+     ["recipes.mnist1d_cnn", "augment is 'crop_flip'", "'mnist1d'", "(allowed: none)"]),
     (SCALE, "axes.Rho", [1], ["axes.Rho", "'Rho'", "[a-z]"]),
     (STYLE, "activation.gleu", "#000000", ["activation.gleu", "'gleu'", "did you mean 'gelu'?"]),
     (STYLE, "method.sgd", "black", ["method.sgd", "'black'", "#"]),
