@@ -20,7 +20,6 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     WithJsonSchema,
     model_validator,
@@ -95,6 +94,8 @@ def _distinct(values: list) -> list:
     return values
 
 
+# `seeds: true` is a mistake, not 1.
+Count = Annotated[int, Field(strict=True, gt=0)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 # One spelling per number, so that 0.1, 1e-1 and "0.10" are one cell.
 Number = Annotated[
@@ -119,8 +120,8 @@ class Config(Closed):
 class Dataset(Closed):
     """Which part of a dataset a scale uses."""
 
-    train: PositiveInt | None = Field(None, description="Training examples, class-balanced; null: all.")
-    test: PositiveInt | None = Field(None, description="Test examples, class-balanced; null: all.")
+    train: Count | None = Field(None, description="Training examples, class-balanced; null: all.")
+    test: Count | None = Field(None, description="Test examples, class-balanced; null: all.")
 
 
 ModelSpec = Annotated[Union[tuple(MODELS.values())], Field(discriminator="name")]  # noqa: UP007
@@ -136,18 +137,18 @@ class Recipe(Closed):
         "none",
         description="crop_flip: random crop after padding by 1/8 of the side, and random horizontal flip.",
     )
-    epochs: PositiveInt = Field(description="Passes over the training data.")
-    batch_size: PositiveInt = Field(description="Examples per step; the last incomplete batch of an epoch is left out.")
+    epochs: Count = Field(description="Passes over the training data.")
+    batch_size: Count = Field(description="Examples per step; the last incomplete batch of an epoch is left out.")
     learning_rate: PositiveFloat = Field(description="Peak learning rate; cosine schedule to 0.")
     warmup_epochs: NonNegativeFloat = Field(0, description="Epochs of linear warm-up before the cosine.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
     weight_decay: NonNegativeFloat = Field(0, description="Weight decay, acting on the update, outside the loss.")
-    threads: PositiveInt = Field(1, description="CPU threads of a job. Metrics depend on it, so it is fixed here.")
-    seeds_per_job: PositiveInt = Field(
+    threads: Count = Field(1, description="CPU threads of a job. Metrics depend on it, so it is fixed here.")
+    seeds_per_job: Count = Field(
         1, description="How many seeds one process trains, one after the other. Metrics do not depend on it."
     )
-    memory_mb: PositiveInt = Field(2000, description="Memory to ask a cluster for, in MB; grows with each attempt.")
-    runtime_minutes: PositiveInt = Field(30, description="Time limit to ask a cluster for; grows with each attempt.")
+    memory_mb: Count = Field(2000, description="Memory to ask a cluster for, in MB; grows with each attempt.")
+    runtime_minutes: Count = Field(30, description="Time limit to ask a cluster for; grows with each attempt.")
 
     @model_validator(mode="after")
     def _images_for_crops(self) -> "Recipe":
@@ -168,7 +169,7 @@ class Recipe(Closed):
 class Scale(Closed):
     """How large everything is: which recipes, how many seeds, which values on each axis."""
 
-    seeds: PositiveInt = Field(description="Members per cell: seeds 0 to seeds − 1.")
+    seeds: Count = Field(description="Members per cell: seeds 0 to seeds − 1.")
     datasets: dict[_one_of("dataset", DATASETS), Dataset] = Field(description="Datasets and how much of each.")
     recipes: dict[Identifier, Recipe] = Field(
         min_length=1, description="Recipes by name; each is a panel of every grid figure."
@@ -195,7 +196,7 @@ class Landscape(Closed):
     """An exact loss landscape over two weights of one hidden layer; nothing is trained."""
 
     activation: Annotated[list[_registered(ACTIVATIONS)], Field(min_length=1), Names]
-    widths: Annotated[list[PositiveInt], Field(min_length=2), AfterValidator(_two_by_two)] = Field(
+    widths: Annotated[list[Count], Field(min_length=2), AfterValidator(_two_by_two)] = Field(
         description="Inputs, then hidden units."
     )
     points: Annotated[int, Field(ge=3)] = Field(description="Grid points along each of the two weights.")
