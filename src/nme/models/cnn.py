@@ -25,11 +25,11 @@ class Cnn(ModelSettings):
         """
         from torch import nn
 
-        from nme.models.layers import Activate, Conv1d
+        from nme.models.layers import Activate, BatchNorm1d, BatchNorm2d, Conv1d
 
         if len(shape) not in (2, 3):
             raise NmeError(f"model 'cnn' takes inputs (channels, length) or (channels, height, width), not {shape}")
-        conv, norm = (Conv1d, nn.BatchNorm1d) if len(shape) == 2 else (nn.Conv2d, nn.BatchNorm2d)
+        conv, norm = (Conv1d, BatchNorm1d) if len(shape) == 2 else (nn.Conv2d, BatchNorm2d)
         layers = []
         channels, *sides = shape
         positions = 1

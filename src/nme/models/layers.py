@@ -1,5 +1,9 @@
 """Building blocks that models share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,3 +39,46 @@ class Conv1d(nn.Conv1d):
         windows = x.unfold(1, kernel * self.in_channels, stride * self.in_channels)  # (B, L', kernel·C)
         weight = self.weight.transpose(1, 2).flatten(1)  # (C', kernel·C)
         return functional.linear(windows, weight, self.bias).transpose(1, 2)
+
+
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm that can run in elementary operations, where PyTorch's own has no third derivatives."""
+
+    elementary = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.elementary):
+            return super().forward(x)
+        others = [d for d in range(x.dim()) if d != 1]
+        mean = x.mean(others, keepdim=True)
+        centred = x - mean
+        variance = centred.square().mean(others, keepdim=True)
+        if self.track_running_stats:
+            with torch.no_grad():
+                n = x.numel() / x.shape[1]
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean.flatten(), self.momentum)
+                self.running_var.lerp_(variance.flatten() * n / (n - 1), self.momentum)
+        column = (-1, *(1 for _ in others[1:]))
+        return centred * (variance + self.eps).rsqrt() * self.weight.view(column) + self.bias.view(column)
+
+
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    """``torch.nn.BatchNorm1d`` for ``elementary_batch_norm``."""
+
+
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    """``torch.nn.BatchNorm2d`` for ``elementary_batch_norm``."""
+
+
+@contextmanager
+def elementary_batch_norm(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's batch norm in train mode is differentiable any number of times."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    for layer in layers:
+        layer.elementary = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.elementary = False

@@ -19,14 +19,14 @@ class Mlp(ModelSettings):
         """See ``ModelSettings.build``."""
         from torch import nn
 
-        from nme.models.layers import Activate
+        from nme.models.layers import Activate, BatchNorm1d
 
         layers = [nn.Flatten()]
         size = prod(shape)
         for width in self.widths:
             layers.append(nn.Linear(size, width))
             if self.batch_norm:
-                layers.append(nn.BatchNorm1d(width))
+                layers.append(BatchNorm1d(width))
             layers.append(Activate(activation))
             size = width
         return nn.Sequential(*layers, nn.Linear(size, classes))
