@@ -14,7 +14,7 @@ from nme.figures import style
 from nme.methods import METHODS
 
 CONFIDENCE = 0.95
-SHOWN_POINTS = 20  # percentage points below the best mean that a panel shows
+SHOWN_ERROR = 2.5  # a panel shows test errors up to this many times the least one
 
 
 def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
@@ -45,7 +45,7 @@ def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
 
 
 def _zoom(axes: Axes, points: pd.DataFrame) -> float:
-    """Show the upper ``SHOWN_POINTS`` percentage points, and return the lower end.
+    """Show errors up to ``SHOWN_ERROR`` times the least mean error, and return the accuracy that is.
 
     A strength that destroys the training would otherwise flatten the differences that a figure is about.
     """
@@ -55,7 +55,8 @@ def _zoom(axes: Axes, points: pd.DataFrame) -> float:
         axes.set_ylim(0, 100)
         return 0
     high = min(values.max(), 100)
-    floor = max(values.min(), points["mean"].max() - SHOWN_POINTS, 0)
+    least_error = max(100 - points["mean"].max(), 1)
+    floor = max(values.min(), 100 - SHOWN_ERROR * least_error, 0)
     margin = 0.05 * max(high - floor, 1)
     axes.set_ylim(floor - margin, high + margin)
     return floor
