@@ -1,14 +1,16 @@
 # make figures   the paper's figures at laptop scale      make test   the fast tests
 # make all       and the supplementary figures            make report one self-contained HTML page
 #
-# SCALE=tiny|laptop|workstation and CORES=n choose another scale and fewer cores.
+# The scale is config/config.yaml's. SCALE=tiny|laptop|workstation and CORES=n choose another one and fewer cores.
 
 PYTHON ?= python3
 CORES ?= all
-SCALE ?= laptop
+SCALE ?=
 
 BIN := .venv/bin
-SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) --
+CONFIG = $(if $(SCALE),--config scale=$(SCALE)) --
+SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) $(CONFIG)
+REPORT = results/$(or $(SCALE),$(shell sed -n 's/^scale: *//p' config/config.yaml))/report.html
 
 .PHONY: figures all report test lint schemas clean
 
@@ -19,7 +21,7 @@ all: .venv/installed
 	$(SNAKEMAKE) all
 
 report: all
-	$(BIN)/snakemake --cores 1 --config scale=$(SCALE) --report results/$(SCALE)/report.html -- all
+	$(BIN)/snakemake --report $(REPORT) $(CONFIG) all
 
 test: .venv/installed-dev
 	$(BIN)/pytest $(PYTEST)
@@ -35,9 +37,10 @@ lint: .venv/installed-dev
 schemas: .venv/installed
 	$(BIN)/python -m nme.config workflow/schemas
 
-# forget the outputs, keep the environment
+# delete every result of every scale; keep the environment and what was downloaded
 clean:
-	rm -rf results/* figures/* logs .snakemake
+	find results figures -mindepth 1 -maxdepth 1 ! -name downloads ! -name .gitkeep -exec rm -r {} +
+	rm -rf logs .snakemake
 
 # ---- the environment: made once, and again when pyproject.toml changes
 

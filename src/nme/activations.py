@@ -25,9 +25,11 @@ class Activation(Named):
     Attributes:
         genuine: whether the second derivative is that of the value. Where it is not (augmented ReLU, diminished
             GELU), autodiff must be told, and finite differences of the loss disagree on purpose.
+        piecewise_linear: whether a network of it has linear regions.
     """
 
     genuine = True
+    piecewise_linear = False
 
     def value(self, x: Tensor) -> Tensor:
         """φ(x)."""
@@ -66,6 +68,7 @@ class Relu(Activation):
 
     name = "relu"
     label = "ReLU"
+    piecewise_linear = True
 
     def value(self, x):
         return x.relu()
@@ -83,6 +86,7 @@ class LeakyRelu(Activation):
 
     name = "leaky_relu"
     label = "leaky ReLU"
+    piecewise_linear = True
     parameters = {"slope": Parameter(default=0.1)}  # noqa: RUF012
 
     def value(self, x):

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from nme.errors import NmeError
+from nme.grid import DATASET_FILES
+from nme.prepare import sha256
 from nme.products import Batch
 
 
@@ -84,13 +86,13 @@ def load(manifest: Path, device: torch.device) -> tuple[Data, Data, dict]:
     mean, std = (torch.tensor(described[k], dtype=torch.float32, device=device).view(column) for k in ("mean", "std"))
     splits = []
     for name, expected in described["splits"].items():
-        path = manifest.with_name(f"{name}.arrow")
+        path = manifest.with_name(DATASET_FILES[name])
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         except (OSError, pa.ArrowInvalid) as error:
             raise NmeError(f"{path}: cannot be read ({error}); prepare the dataset again") from None
-        if table.num_rows != expected["examples"]:
-            raise NmeError(f"{path}: has {table.num_rows} examples, the manifest says {expected['examples']}")
+        if sha256(path) != expected["sha256"]:
+            raise NmeError(f"{path}: is not the file that {manifest.name} describes; prepare the dataset again")
         inputs = table["input"].flatten().to_numpy().reshape(-1, *shape)
         with warnings.catch_warnings():  # the memory map is read-only, and only read
             warnings.filterwarnings("ignore", message=".*not writable.*")

@@ -1,6 +1,7 @@
 """The command line: one verb a stage, and ``status``. Snakemake's rules call exactly these commands."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -58,7 +59,9 @@ def prepare(
     from nme.prepare import prepare
 
     if data_dir is not None and not data_dir.expanduser().is_dir():
-        raise NmeError(f"data_dir is '{data_dir}', which is not a folder (give an existing one)")
+        inside = "; inside the image a folder outside of the project is seen only with --bind (profiles/slurm)"
+        hint = inside if "APPTAINER_CONTAINER" in os.environ else ""
+        raise NmeError(f"data_dir is '{data_dir}', which is not a folder (give an existing one{hint})")
     folders = (data_dir.expanduser(),) if data_dir else ()
     prepare(_settings(spec, "dataset", "train", "test"), Places(folders, downloads), output)
 
@@ -72,14 +75,15 @@ def train(
     checkpoint_seconds: Annotated[float, typer.Option(help="How often the state is saved.")] = 60,
 ) -> None:
     """Train the members of one cell; run it again to continue a job that was stopped."""
+    from nme.config import Recipe, check
     from nme.device import prepare_device
     from nme.progress import training_progress
     from nme.train import train
 
     settings = _settings(spec, "recipe", "activation", "method", "strength", "seeds")
-    recipe = settings["recipe"]
-    chosen = prepare_device(device, recipe["threads"])
-    with training_progress(len(settings["seeds"]), recipe["epochs"]) as (report, log):
+    recipe = check(Recipe, settings["recipe"], "recipe")
+    chosen = prepare_device(device, recipe.threads)
+    with training_progress(len(settings["seeds"]), recipe.epochs) as (report, log):
         train(settings, data, output, chosen, checkpoint_seconds, report, log)
 
 

@@ -28,9 +28,11 @@ from pydantic import (
 from nme.activations import ACTIVATIONS
 from nme.datasets import DATASETS
 from nme.errors import NmeError, unknown
+from nme.figures import drawable
 from nme.files import atomic
 from nme.methods import METHODS
 from nme.models import MODELS
+from nme.models.settings import Count
 from nme.registry import Registry, number
 
 
@@ -94,8 +96,6 @@ def _distinct(values: list) -> list:
     return values
 
 
-# `seeds: true` is a mistake, not 1.
-Count = Annotated[int, Field(strict=True, gt=0)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 # One spelling per number, so that 0.1, 1e-1 and "0.10" are one cell.
 Number = Annotated[
@@ -140,9 +140,9 @@ class Recipe(Closed):
     epochs: Count = Field(description="Passes over the training data.")
     batch_size: Count = Field(description="Examples per step; the last incomplete batch of an epoch is left out.")
     learning_rate: PositiveFloat = Field(description="Peak learning rate; cosine schedule to 0.")
-    warmup_epochs: NonNegativeFloat = Field(0, description="Epochs of linear warm-up before the cosine.")
+    warmup_epochs: NonNegativeFloat = Field(0.0, description="Epochs of linear warm-up before the cosine.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
-    weight_decay: NonNegativeFloat = Field(0, description="Weight decay, acting on the update, outside the loss.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="Weight decay, acting on the update, outside the loss.")
     threads: Count = Field(1, description="CPU threads of a job. Metrics depend on it, so it is fixed here.")
     seeds_per_job: Count = Field(
         1, description="How many seeds one process trains, one after the other. Metrics do not depend on it."
@@ -227,7 +227,6 @@ class Style(Closed):
     """One colour for the same thing on every figure."""
 
     activation: dict[_coloured(ACTIVATIONS), Colour] = Field(description="Colour of each activation, as #rrggbb.")
-    method: dict[_coloured(METHODS), Colour] = Field(description="Colour of each training method, as #rrggbb.")
 
 
 class Project(Closed):
@@ -343,7 +342,10 @@ def load_project(values: dict[str, Any], folder: Path | str = "config") -> Proje
     path = folder / "scales" / f"{config.scale}.yaml"
     scale = check(Scale, read_yaml(path), str(path))
     figures = {}
+    drawings = drawable()
     for path in sorted(folder.glob("figures/*.yaml")):
+        if path.stem not in drawings:
+            raise NmeError(f"{path}: {unknown('figure', path.stem, drawings)}: src/nme/figures has no such drawing")
         figure = figures[path.stem] = check(Figure, read_yaml(path), str(path))
         if figure.grid and figure.grid.strength not in scale.axes:
             known = unknown(f"axis of scale '{config.scale}'", figure.grid.strength, scale.axes)

@@ -28,3 +28,10 @@ def prepare_device(name: str, threads: int) -> torch.device:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if present and name != "cpu" else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What does the work: the GPU's name, or ``cpu`` with its kind of vector instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()})"

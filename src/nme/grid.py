@@ -6,7 +6,6 @@ path of a result is its identity, so two figures that ask for the same cell shar
 
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 from nme.activations import ACTIVATIONS
 from nme.config import Figure, Project, Recipe, Scale
@@ -15,6 +14,9 @@ from nme.registry import number
 
 # Raise a stage's number when its results change for the same settings: Snakemake then makes them again.
 STAGE_VERSION = {"prepare": 1, "train": 1, "landscape": 1, "tables": 1, "plot": 1}
+
+
+DATASET_FILES = {"train": "train.arrow", "test": "test.arrow", "manifest": "manifest.json"}
 
 
 @dataclass(frozen=True, order=True)
@@ -72,11 +74,6 @@ def parse_seeds(text: str) -> range:
     """The seeds that ``format_seeds`` wrote."""
     first, _, last = text.partition("-")
     return range(int(first), int(last or first) + 1)
-
-
-def dataset_folder(scale: str, dataset: str) -> str:
-    """Where a prepared dataset is."""
-    return f"results/{scale}/data/{dataset}"
 
 
 def metrics_path(scale: str, cell: Cell, seeds: range) -> str:
@@ -163,7 +160,6 @@ def plot_spec(project: Project, name: str) -> dict:
     spec = {"figure": name, "version": STAGE_VERSION["plot"]}
     if grid:
         spec["activation"] = _colours(project.style.activation, grid.activation)
-        spec["method"] = _colours(project.style.method, grid.method)
     return spec
 
 
@@ -173,7 +169,7 @@ def _colours(chosen: dict[str, str], names: list[str]) -> dict[str, str]:
     return {name: colour for name, colour in found.items() if colour}
 
 
-def dataset_of(project: Project, recipe: str) -> Path:
-    """The manifest of the dataset that a recipe trains on."""
-    folder = dataset_folder(project.config.scale, project.scale.recipes[recipe].dataset)
-    return Path(folder) / "manifest.json"
+def dataset_files(project: Project, recipe: str) -> dict[str, str]:
+    """The prepared files that a recipe trains on."""
+    folder = f"results/{project.config.scale}/data/{project.scale.recipes[recipe].dataset}"
+    return {name: f"{folder}/{file}" for name, file in DATASET_FILES.items()}

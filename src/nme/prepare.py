@@ -14,6 +14,7 @@ import numpy as np
 from nme.datasets import DATASETS, Places, Split
 from nme.errors import NmeError, unknown
 from nme.files import atomic
+from nme.grid import DATASET_FILES
 
 SUBSET_SEED = 0
 
@@ -37,26 +38,35 @@ def prepare(spec: dict, places: Places, folder: Path) -> None:
     except NmeError as error:
         raise NmeError(f"{dataset.name}: {error}") from None
     dataset.check(raw)
-    manifest = {
-        "spec": spec,
-        "source": raw.source,
-        "shape": dataset.shape,
-        "classes": dataset.classes,
-        "splits": {},
-    }
-    for name, split in (("train", raw.train), ("test", raw.test)):
-        chosen = class_balanced(split.labels, spec[name], len(dataset.classes), f"datasets.{dataset.name}.{name}")
-        split = Split(split.inputs[chosen], split.labels[chosen])
-        if name == "train":
-            manifest |= _statistics(split.inputs)
-        _write_arrow(split, folder / f"{name}.arrow")
-        manifest["splits"][name] = {
-            "examples": len(split.labels),
-            "per_class": np.bincount(split.labels, minlength=len(dataset.classes)).tolist(),
-            "sha256": hashlib.sha256((folder / f"{name}.arrow").read_bytes()).hexdigest(),
-        }
-    with atomic(folder / "manifest.json") as path:
-        path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    manifest = {"spec": spec, "source": raw.source, "shape": dataset.shape, "classes": dataset.classes, "splits": {}}
+    files = [folder / file for file in DATASET_FILES.values()]
+    for file in files:  # an older manifest must not describe new data
+        file.unlink(missing_ok=True)
+    try:
+        for name, split in (("train", raw.train), ("test", raw.test)):
+            chosen = class_balanced(split.labels, spec[name], len(dataset.classes), f"datasets.{dataset.name}.{name}")
+            split = Split(split.inputs[chosen], split.labels[chosen])
+            if name == "train":
+                manifest |= _statistics(split.inputs)
+            path = folder / DATASET_FILES[name]
+            _write_arrow(split, path)
+            manifest["splits"][name] = {
+                "examples": len(split.labels),
+                "per_class": np.bincount(split.labels, minlength=len(dataset.classes)).tolist(),
+                "sha256": sha256(path),
+            }
+        with atomic(folder / DATASET_FILES["manifest"]) as path:
+            path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, as in the manifest."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def class_balanced(labels: np.ndarray, size: int | None, classes: int, key: str) -> np.ndarray:

@@ -6,7 +6,6 @@ import os
 import platform
 import resource
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 from nme import __version__
@@ -31,7 +30,6 @@ def provenance(spec: dict, seconds: float, **more: str | int | float) -> dict:
         "spec_sha256": spec_hash(spec),
         "nme": __version__,
         "python": platform.python_version(),
-        "torch": version("torch"),
         "machine": platform.machine(),
         "container": Path(os.environ.get("APPTAINER_CONTAINER", "")).name,
         "seconds": round(seconds, 3),

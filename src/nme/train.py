@@ -15,10 +15,11 @@ import pyarrow as pa
 import torch
 from torch.nn import functional
 
-from nme import batches, parquet
+from nme import batches, grid, parquet
 from nme.activations import ACTIVATIONS
 from nme.checkpoint import Checkpoint, StopRequest
 from nme.config import Recipe, check
+from nme.device import device_name
 from nme.errors import Interrupted, NmeError
 from nme.methods import METHODS, Method
 from nme.provenance import provenance, spec_hash
@@ -45,7 +46,7 @@ Report = Callable[[dict], None]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Job:
     """What the members of one job share."""
 
     recipe: Recipe
@@ -84,19 +85,19 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
 class Member:
     """One network in training. Its state between two steps is all that a checkpoint needs."""
 
-    def __init__(self, cell: Cell, seed: int):
-        self.cell = cell
+    def __init__(self, job: Job, seed: int):
+        self.job = job
         self.seed = seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "init"))
-            shape = tuple(cell.train.inputs.shape[1:])
-            model = cell.recipe.model.build(shape, cell.classes, ACTIVATIONS.parse(cell.activation))
-        self.model = model.to(cell.device)
+            shape = tuple(job.train.inputs.shape[1:])
+            model = job.recipe.model.build(shape, job.classes, ACTIVATIONS.parse(job.activation))
+        self.model = model.to(job.device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
-            lr=cell.recipe.learning_rate,
-            momentum=cell.recipe.momentum,
-            weight_decay=cell.recipe.weight_decay,
+            lr=job.recipe.learning_rate,
+            momentum=job.recipe.momentum,
+            weight_decay=job.recipe.weight_decay,
             foreach=True,
         )
         self.epoch = 0  # epochs finished
@@ -107,25 +108,25 @@ class Member:
 
     def _zeros(self) -> torch.Tensor:
         """Sums over the epoch's steps of: loss, accuracy, gradient norm. On the device, so that steps need no wait."""
-        return torch.zeros(3, dtype=torch.float64, device=self.cell.device)
+        return torch.zeros(3, dtype=torch.float64, device=self.job.device)
 
     @property
     def finished(self) -> bool:
         """All epochs are done, or the member has diverged."""
-        return self.epoch == self.cell.recipe.epochs or (bool(self.rows) and self.rows[-1]["diverged"])
+        return self.epoch == self.job.recipe.epochs or (bool(self.rows) and self.rows[-1]["diverged"])
 
     def advance(self) -> dict | None:
         """Take one step; at the end of an epoch evaluate, and return the epoch's row."""
         began = time.perf_counter()
-        cell, recipe = self.cell, self.cell.recipe
+        job, recipe = self.job, self.job.recipe
         if self.step == 0:
             self.model.train()
         order = self._order()[self.step * recipe.batch_size : (self.step + 1) * recipe.batch_size]
-        batch = cell.train.batch(order, recipe.augment, stream(self.seed, "augment", self.epoch, self.step))
+        batch = job.train.batch(order, recipe.augment, stream(self.seed, "augment", self.epoch, self.step))
         # At the middle of the step, so that neither the first nor the last one stands still.
-        rate = learning_rate(recipe, self.epoch + (self.step + 0.5) / cell.steps_per_epoch)
+        rate = learning_rate(recipe, self.epoch + (self.step + 0.5) / job.steps_per_epoch)
         noise = stream(self.seed, "noise", self.epoch, self.step)
-        update = cell.method.update(self.model, batch, cell.strength, noise)
+        update = job.method.update(self.model, batch, job.strength, noise)
         for parameter, direction in zip(self.model.parameters(), update.direction, strict=True):
             parameter.grad = direction
         self.optimizer.param_groups[0]["lr"] = rate
@@ -134,13 +135,13 @@ class Member:
         self.sums += torch.stack([update.loss.double(), correct, update.gradient_norm.double()])
         self.step += 1
         self.seconds += time.perf_counter() - began
-        return self._end_epoch(rate) if self.step == cell.steps_per_epoch else None
+        return self._end_epoch(rate) if self.step == job.steps_per_epoch else None
 
     def _order(self) -> torch.Tensor:
         if self.step == 0 or not hasattr(self, "_permutation"):
             generator = stream(self.seed, "order", self.epoch)
-            permutation = torch.randperm(len(self.cell.train.labels), generator=generator)
-            self._permutation = permutation.to(self.cell.device)
+            permutation = torch.randperm(len(self.job.train.labels), generator=generator)
+            self._permutation = permutation.to(self.job.device)
         return self._permutation
 
     def _end_epoch(self, rate: float) -> dict:
@@ -169,12 +170,12 @@ class Member:
     def evaluate(self) -> tuple[float, float]:
         """Mean loss and accuracy on the test split, in eval mode; sums are divided once, at the end."""
         self.model.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.cell.device)
-        for batch in self.cell.test.in_order(EVALUATION_BATCH):
+        sums = torch.zeros(2, dtype=torch.float64, device=self.job.device)
+        for batch in self.job.test.in_order(EVALUATION_BATCH):
             logits = self.model(batch.inputs)
             loss = functional.cross_entropy(logits, batch.labels, reduction="sum")
             sums += torch.stack([loss.double(), (logits.argmax(1) == batch.labels).sum().double()])
-        loss, accuracy = (sums / len(self.cell.test.labels)).tolist()
+        loss, accuracy = (sums / len(self.job.test.labels)).tolist()
         return loss, accuracy
 
     def state(self) -> dict:
@@ -194,7 +195,7 @@ class Member:
         """Go on from a state of this member."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.sums = state["sums"].to(self.cell.device)
+        self.sums = state["sums"].to(self.job.device)
         self.epoch, self.step, self.seconds, self.rows = (state[k] for k in ("epoch", "step", "seconds", "rows"))
         self.model.train()
 
@@ -225,11 +226,13 @@ def train(
     """
     began = time.monotonic()
     recipe = check(Recipe, spec["recipe"], "recipe")
+    cell = grid.Cell.of("recipe", spec["activation"], spec["method"], spec["strength"])
     data, test, described = batches.load(manifest, device)
-    method = METHODS.parse(spec["method"])
-    strength, classes = float(spec["strength"]), len(described["classes"])
-    cell = Cell(recipe, spec["activation"], method, strength, data, test, classes, device)
-    if cell.steps_per_epoch == 0:
+    if described["spec"]["dataset"] != recipe.dataset:
+        raise NmeError(f"{manifest}: is of '{described['spec']['dataset']}', the recipe wants '{recipe.dataset}'")
+    method, strength, classes = METHODS.parse(cell.method), float(cell.strength), len(described["classes"])
+    job = Job(recipe, cell.activation, method, strength, data, test, classes, device)
+    if job.steps_per_epoch == 0:
         raise NmeError(f"batch_size is {recipe.batch_size} (allowed: up to {len(data.labels)}, the training examples)")
     identity = {
         "settings": spec_hash(spec),
@@ -241,13 +244,14 @@ def train(
     state, sentence = checkpoint.load()
     if sentence:
         log(sentence)
-    rows, earlier = (state["rows"], state["seconds"]) if state else ([], 0.0)
+    rows, earlier, devices = (state["rows"], state["seconds"], state["devices"]) if state else ([], 0.0, [])
+    devices = list(dict.fromkeys([*devices, device_name(device)]))  # a job may go on elsewhere
     done = {row["seed"] for row in rows}
     with StopRequest() as stop:
         for seed in spec["seeds"]:
             if seed in done:
                 continue
-            member = Member(cell, seed)
+            member = Member(job, seed)
             if state and state["member"] and state["member"]["seed"] == seed:
                 member.restore(state["member"])
             while not member.finished:
@@ -257,14 +261,15 @@ def train(
                 stopped_by = stop.received
                 if stopped_by or checkpoint.due():
                     seconds = earlier + time.monotonic() - began
-                    checkpoint.save({"rows": rows, "member": member.state(), "seconds": seconds})
+                    checkpoint.save({"rows": rows, "member": member.state(), "seconds": seconds, "devices": devices})
                 if stopped_by:
                     raise Interrupted(f"stopped by {stopped_by}; run it again to continue from {checkpoint.path}")
             rows = rows + member.rows
     record = provenance(
         spec,
         earlier + time.monotonic() - began,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        torch=str(torch.__version__),
+        device=", then ".join(devices),
         data=described["splits"],
     )
     parquet.write(pa.Table.from_pylist(rows, schema=COLUMNS), output, record)

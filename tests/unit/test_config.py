@@ -111,7 +111,7 @@ MISTAKES = [
      ["recipes.mnist1d_cnn", "augment is 'crop_flip'", "'mnist1d'", "(allowed: none)"]),
     (SCALE, "axes.Rho", [1], ["axes.Rho", "'Rho'", "[a-z]"]),
     (STYLE, "activation.gleu", "#000000", ["activation.gleu", "'gleu'", "did you mean 'gelu'?"]),
-    (STYLE, "method.sgd", "black", ["method.sgd", "'black'", "#"]),
+    (STYLE, "activation.relu", "black", ["activation.relu", "'black'", "#"]),
     # keys
     (SCALE, "sedes", 3,
      ["key 'sedes'", "did you mean 'seeds'?", "(allowed: axes, datasets, recipes, seeds)"]),
@@ -130,7 +130,7 @@ MISTAKES = [
     ("figures/fig1.yaml", "landscape.point", 3,
      ["landscape", "key 'point'", "did you mean 'points'?", "half_width"]),
     (STYLE, "activations", {},
-     ["key 'activations'", "did you mean 'activation'?", "(allowed: activation, method)"]),
+     ["key 'activations'", "did you mean 'activation'?", "(allowed: activation)"]),
     (SCALE, "seeds", ABSENT, ["seeds", "missing"]),
     (SCALE, "recipes.digits_mlp.epochs", ABSENT, ["recipes.digits_mlp.epochs", "missing"]),
     # numbers
@@ -336,6 +336,7 @@ def test_data_dir_may_start_with_the_home_folder(folder, tmp_path, monkeypatch):
     assert folder.load(data_dir="~/images").config.data_dir == "~/images"
 
 
-def test_a_new_figure_is_a_new_file(folder):
-    shutil.copy(folder.path / FIGURE, folder.path / "figures/fig99.yaml")
-    assert "fig99" in folder.load().figures
+def test_a_figure_without_a_drawing_is_refused(folder):
+    shutil.copy(folder.path / FIGURE, folder.path / "figures/my-fig.yaml")
+    assert "unknown figure 'my-fig'" in folder.message()
+    assert "src/nme/figures has no such drawing" in folder.message()

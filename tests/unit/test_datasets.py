@@ -24,6 +24,14 @@ RANDOM = np.random.default_rng(0)
 FASHION_FILES = [name for name, _ in FashionMNIST.resources]
 
 
+@pytest.fixture(autouse=True)
+def small_sets(request, monkeypatch):
+    """The sets that tests write are small; the real ones keep their official counts."""
+    if "real" not in request.node.name:
+        monkeypatch.setattr(FashionMnist, "counts", (30, 20))
+        monkeypatch.setattr(Cifar10, "counts", (50, 20))
+
+
 def message(dataset: Dataset, *folders: Path, downloads: Path | None = None) -> str:
     with pytest.raises(NmeError) as caught:
         dataset.read(Places(folders, downloads))
@@ -447,7 +455,8 @@ GOOD = images(30, 1, 8, 8)
     ],
 )
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_check_says_what_is_not_as_it_should_be(part, split, parts):
+def test_check_says_what_is_not_as_it_should_be(part, split, parts, monkeypatch):
+    monkeypatch.setattr(Digits, "counts", (30, 30))
     raw = Raw(**{"train": GOOD, "test": GOOD, part: split}, source="here")
     with pytest.raises(NmeError) as caught:
         Digits().check(raw)
@@ -455,8 +464,25 @@ def test_check_says_what_is_not_as_it_should_be(part, split, parts):
         assert text in str(caught.value)
 
 
-def test_check_passes_what_is_as_it_should_be():
+def test_check_passes_what_is_as_it_should_be(monkeypatch):
+    monkeypatch.setattr(Digits, "counts", (30, 30))
     Digits().check(Raw(GOOD, GOOD, "here"))
+
+
+def test_an_incomplete_set_is_named():
+    with pytest.raises(NmeError, match="here: train has 30 examples, expected 1000"):
+        Digits().check(Raw(GOOD, GOOD, "here"))
+
+
+def test_a_missing_image_is_found(png):
+    next((png / "cifar10/train/frog").iterdir()).unlink()
+    with pytest.raises(NmeError, match=r"train has classes of different sizes .*frog 4"):
+        Cifar10().check(Cifar10().read(Places((png,))))
+
+
+def test_what_is_no_png_is_named(png):
+    (png / "cifar10/test/frog/Thumbs.db").write_bytes(b"")
+    assert f"{png / 'cifar10/test/frog/Thumbs.db'}: is no *.png" in message(Cifar10(), png)
 
 
 def test_names():

@@ -77,7 +77,7 @@ def grid_record(seeds: int = SEEDS) -> dict:
 
 
 CASES = {
-    "none diverged": lambda name, strength, seed: False,
+    "every loss finite": lambda name, strength, seed: False,
     "some diverged": lambda name, strength, seed: strength == 0.3 and seed == 1,
     "all of a point": lambda name, strength, seed: strength == 0.3,
     "one is left": lambda name, strength, seed: strength == 0.1 and seed > 0,
@@ -255,10 +255,10 @@ def test_recipes_of_the_same_title_are_not_averaged_together(drawn):
 
 def test_the_footer_says_scale_seeds_and_divergence(drawn):
     figure, _ = drawn(trained())
-    for part in ("scale tiny", "over 3 seeds", "none diverged"):
+    for part in ("scale tiny", "over 3 seeds", "every loss finite"):
         assert part in footer(figure)
     figure, _ = drawn(trained(diverged=CASES["some diverged"]))
-    assert "diverged: 4 of 36" in footer(figure)
+    assert "loss not finite: 4 of 36" in footer(figure)
     figure, _ = drawn(trained(seeds=1), grid_record(seeds=1))
     assert "over 1 seed " in footer(figure) + " "
 

@@ -175,8 +175,8 @@ def test_every_path_of_the_shipped_scales_is_made_by_one_rule(scale):
                 path == f"results/{scale}/landscape/{name}.parquet"
             )
     for recipe in project.scale.recipes:
-        dataset = grid.dataset_of(project, recipe)
-        assert dataset.parent == Path(grid.dataset_folder(scale, project.scale.recipes[recipe].dataset))
+        folder = Path("results", scale, "data", project.scale.recipes[recipe].dataset)
+        assert {Path(file).parent for file in grid.dataset_files(project, recipe).values()} == {folder}
     assert all(re.fullmatch(CONSTRAINTS["dataset"], dataset) for dataset in DATASETS)
 
 
@@ -300,7 +300,7 @@ def test_what_changes_metrics_is_in_the_settings(changes):
 @pytest.mark.parametrize(
     "changes",
     [{"title": "other"}, {"seeds_per_job": 1}, {"memory_mb": 1}, {"runtime_minutes": 1},
-     {"weight_decay": "5e-4"}],
+     {"weight_decay": "5e-4"}, {"warmup_epochs": 0}],
     ids=str,
 )  # fmt: skip
 def test_what_changes_no_metrics_is_not_in_the_settings(changes):

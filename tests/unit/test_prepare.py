@@ -93,6 +93,7 @@ def test_training_inputs_are_standardised_per_channel(tmp_path, monkeypatch):
     labels = np.arange(60, dtype=np.int64) % 10
     splits = [Split((random.integers(0, 4, (60, 3, 4, 4)) * scale).astype(np.uint8), labels) for _ in ("train", "test")]
     colour = type("Colour", (Dataset,), {"shape": (3, 4, 4), "classes": tuple("0123456789"), "name": "colour",
+                                         "counts": (60, 60),
                                          "read": lambda self, places: Raw(*splits, "here")})  # fmt: skip
     monkeypatch.setitem(DATASETS, "colour", colour)
     prepare(settings_of("colour"), Places(), tmp_path)
@@ -239,7 +240,7 @@ def test_a_file_of_another_preparation_is_named(manifest, tmp_path):
     prepare(settings_of("digits", 40, 20), Places(), tmp_path / "other")
     (tmp_path / "other" / "train.arrow").replace(manifest.with_name("train.arrow"))
     text = message(batches.load, manifest, CPU)
-    assert "train.arrow: has 40 examples, the manifest says 50" in text
+    assert "train.arrow: is not the file that manifest.json describes; prepare the dataset again" in text
 
 
 def test_reading_copies_nothing(manifest):

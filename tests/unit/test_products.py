@@ -1,5 +1,6 @@
 """Gradients and Hessian products against dense Hessians, closed forms and curvlinops."""
 
+import curvlinops
 import numpy as np
 import pytest
 import torch
@@ -65,7 +66,6 @@ class TestHessianProduct:
 
     @on_every_network
     def test_equals_curvlinops(self, activation, network):
-        curvlinops = pytest.importorskip("curvlinops")
         model, batch = example(network, activation)
         operator = curvlinops.HessianLinearOperator(
             model, nn.CrossEntropyLoss(), list(model.parameters()), [tuple(batch)], check_deterministic=False
@@ -75,7 +75,6 @@ class TestHessianProduct:
         assert relative_error(flat(product(model, batch, vector)), expected) < 1e-10
 
     def test_equals_curvlinops_on_running_statistics(self):
-        curvlinops = pytest.importorskip("curvlinops")
         model, batch = example("cnn-2d", GELU, batch_norm=True)
         model(batch.inputs + 1)  # running statistics that are not those of the batch
         model.eval()

@@ -107,7 +107,7 @@ def test_the_table_comes_back_from_its_file(tmp_path, monkeypatch):
     assert table["diverged"].to_pylist().count(True) == 1
     assert record["spec"] == SPEC
     assert record["members"] == 9
-    assert {"spec_sha256", "nme", "torch", "python", "seconds"} <= set(record)
+    assert {"spec_sha256", "nme", "python", "seconds", "trained_with"} <= set(record)
     pd.testing.assert_frame_equal(table.to_pandas(), collect(SPEC, tmp_path)[0])
 
 

@@ -14,7 +14,7 @@ from nme.config import Recipe
 from nme.methods import METHODS, Method
 from nme.models.layers import Activate
 from nme.streams import derived_seed, stream
-from nme.train import Cell, Member, learning_rate
+from nme.train import Job, Member, learning_rate
 
 SETTINGS = {
     "dataset": "digits",
@@ -200,7 +200,7 @@ def cell(activation="gelu", method="grad_norm", strength=0.1, **changes):
     recipe = Recipe(**{**SETTINGS, **changes})
     method = METHODS.parse(method) if isinstance(method, str) else method
     device = torch.device("cpu")
-    return Cell(recipe, activation, method, strength, data(TRAINING_EXAMPLES), data(11, 1), CLASSES, device)
+    return Job(recipe, activation, method, strength, data(TRAINING_EXAMPLES), data(11, 1), CLASSES, device)
 
 
 def steps(member, n):
@@ -325,7 +325,7 @@ class TestMember:
         member = Member(cell(), 0)
         steps(member, 3)
         loss, accuracy = member.evaluate()
-        model, test = deepcopy(member.model).double().eval(), member.cell.test
+        model, test = deepcopy(member.model).double().eval(), member.job.test
         inputs = torch.from_numpy((test.inputs.numpy().astype(np.float64) - 120) / 70)
         logits = model(inputs).detach().numpy()
         right = logits[np.arange(11), test.labels.numpy()]

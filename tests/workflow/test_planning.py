@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, jobs
+from workflow_project import ROOT, jobs
 
 SCALES = sorted(path.stem for path in (ROOT / "config/scales").glob("*.yaml"))
 FIGURES = sorted(path.stem for path in (ROOT / "config/figures").glob("*.yaml"))

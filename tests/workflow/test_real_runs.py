@@ -5,7 +5,7 @@ import shutil
 import tarfile
 
 import pytest
-from conftest import ROOT
+from workflow_project import ROOT
 
 from nme import grid
 from nme.parquet import read
@@ -58,4 +58,4 @@ def test_the_report_is_one_file_with_every_figure(finished):
     text = report.read_text()
     assert "Figure 1: loss and NME over two weights" in text
     assert "GELU gains up to some" in text  # a caption
-    assert "snakemake --config scale=tiny" in text
+    assert "snakemake --cores all --config scale=tiny" in text

@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pandas as pd
+import psutil
 import pytest
 
 from nme import grid
@@ -122,7 +123,10 @@ def test_snakemake_continues_a_job_that_was_killed(finished, tmp_path):
         assert time.monotonic() < deadline
         assert driver.poll() is None
         time.sleep(0.01)
-    subprocess.run(["pkill", "-KILL", "-f", f"nme train.*{project.folder.name}.*|nme train .*{target}"], check=True)
+    jobs = [p for p in psutil.Process(driver.pid).children(recursive=True) if "train" in p.cmdline()]
+    assert jobs
+    for job in jobs:
+        job.kill()
     assert driver.wait(timeout=60) != 0
     assert not (project.folder / target).exists()
     assert resume.exists()

@@ -63,7 +63,7 @@ def plot_settings(wildcards):
 
 
 def cell_data(wildcards):
-    return str(grid.dataset_of(PROJECT, wildcards.recipe))
+    return grid.dataset_files(PROJECT, wildcards.recipe)
 
 
 def figure_sources(wildcards):

@@ -4,7 +4,7 @@
 # train the members of one cell in one process; a job that was stopped continues
 rule train:
     input:
-        data=cell_data,
+        unpack(cell_data),
     output:
         metrics="results/{scale}/train/{recipe}/{activation}/{method}/{strength}/seed={seeds}/metrics.parquet",
     log:
@@ -19,4 +19,4 @@ rule train:
     params:
         spec=cell_settings,
     shell:
-        "nme train --spec {params.spec:q} --data {input.data} --output {output.metrics} > {log} 2>&1"
+        "nme train --spec {params.spec:q} --data {input.manifest} --output {output.metrics} > {log} 2>&1"

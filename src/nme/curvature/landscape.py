@@ -94,4 +94,4 @@ def landscape(spec: dict, output: Path) -> None:
         units = [f"preactivation_{u}" for u in range(before.shape[1])]
         frames.append(pd.concat([frame, pd.DataFrame(before.numpy(), columns=units)], axis=1))
     table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False)
-    parquet.write(table, output, provenance(spec, time.monotonic() - began, device="cpu"))
+    parquet.write(table, output, provenance(spec, time.monotonic() - began, torch=str(torch.__version__), device="cpu"))

@@ -116,7 +116,7 @@ def accuracy_against_strength(table: pd.DataFrame, spec: dict, record: dict, lab
         f"scale {record['spec']['scale']}",
         f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}",
         "dotted: without a penalty",
-        f"× diverged: {diverged} of {len(table)}" if diverged else "none diverged",
+        f"× loss not finite: {diverged} of {len(table)}" if diverged else "every loss finite",
         "▼ mean below the axis",
     )
     return figure, points.rename(columns={"mean": "test_accuracy_percent", "low": "ci95_low", "high": "ci95_high"})

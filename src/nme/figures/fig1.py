@@ -10,7 +10,6 @@ from nme.figures import style
 
 BOUNDARY = "#0072B2"
 MAP = "YlOrBr"
-PIECEWISE_LINEAR = ("relu", "leaky_relu")
 
 
 def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
@@ -34,7 +33,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
             low, high = limits[column]
             values = np.maximum(on_grid(column), low)
             image = axes.pcolormesh(across, up, values, norm=LogNorm(low, high), cmap=MAP, rasterized=True)
-            if name in PIECEWISE_LINEAR:
+            if ACTIVATIONS.parse(name).piecewise_linear:
                 for unit in units:
                     axes.contour(across, up, on_grid(unit), levels=[0], colors=BOUNDARY, linewidths=0.9)
             axes.set_aspect("equal")
@@ -45,5 +44,5 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
                 axes.set_xlabel("weight $w_a$")
                 figure.colorbar(image, ax=grid[:, j], location="bottom", aspect=25, pad=0.01, extend="min")
         grid[i, 0].set_ylabel(f"{ACTIVATIONS.parse(name).full_label}\nweight $w_b$")
-    style.footer(figure, "exact, float64, one datapoint, nothing trained", "blue: a pre-activation is 0")
+    style.footer(figure, "all scales", "exact, float64, one datapoint, nothing trained", "blue: a pre-activation is 0")
     return figure, table[["activation", "w_a", "w_b", *columns]]

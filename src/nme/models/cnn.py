@@ -2,19 +2,19 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from nme.errors import NmeError
-from nme.models.settings import ModelSettings
+from nme.models.settings import Count, ModelSettings
 
 
 class Cnn(ModelSettings):
     """Strided convolutions with padding kernel // 2, each followed by (batch norm and) the activation; linear head."""
 
     name: Literal["cnn"] = Field(description="A convolutional network, 1-d for signals and 2-d for images.")
-    channels: Annotated[list[PositiveInt], Field(min_length=1)] = Field(description="Channels of each layer.")
-    kernel: PositiveInt = Field(description="Kernel size of every layer, in points or pixels.")
-    stride: PositiveInt = Field(description="Stride of every layer.")
+    channels: Annotated[list[Count], Field(min_length=1)] = Field(description="Channels of each layer.")
+    kernel: Count = Field(description="Kernel size of every layer, in points or pixels.")
+    stride: Count = Field(description="Stride of every layer.")
     batch_norm: bool = Field(False, description="Batch normalisation before each activation.")
 
     def build(self, shape, classes, activation):

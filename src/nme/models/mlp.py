@@ -3,16 +3,16 @@
 from math import prod
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from nme.models.settings import ModelSettings
+from nme.models.settings import Count, ModelSettings
 
 
 class Mlp(ModelSettings):
     """Linear layers of the given widths, each followed by (batch norm and) the activation; then a linear head."""
 
     name: Literal["mlp"] = Field(description="A multi-layer perceptron on the flattened input.")
-    widths: Annotated[list[PositiveInt], Field(min_length=1)] = Field(description="Units of each hidden layer.")
+    widths: Annotated[list[Count], Field(min_length=1)] = Field(description="Units of each hidden layer.")
     batch_norm: bool = Field(False, description="Batch normalisation before each activation.")
 
     def build(self, shape, classes, activation):

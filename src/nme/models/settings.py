@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from torch import nn
 
     from nme.activations import Activation
+
+# An integer ≥ 1, and an integer in the file: `true` is a mistake, not 1.
+Count = Annotated[int, Field(strict=True, gt=0)]
 
 
 class ModelSettings(BaseModel):
