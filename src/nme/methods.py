@@ -212,9 +212,7 @@ class HessianTrace(Method):
         penalty = [torch.zeros_like(p) for p in clean.parameters]
         for probe in range(self.k):
             u = rademacher(clean.parameters, noise)
-            hu = torch.autograd.grad(
-                clean.gradient, clean.parameters, u, create_graph=True, materialize_grads=True
-            )
+            hu = torch.autograd.grad(clean.gradient, clean.parameters, u, create_graph=True, materialize_grads=True)
             curvature = sum((h * v).sum() for h, v in zip(hu, u, strict=True))
             last = probe == self.k - 1
             third = torch.autograd.grad(curvature, clean.parameters, retain_graph=not last, materialize_grads=True)

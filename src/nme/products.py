@@ -38,9 +38,7 @@ class Gradient(NamedTuple):
     gradient: list[Tensor]
 
 
-def batch_gradient(
-    model: nn.Module, batch: Batch, keep_graph: bool = False, keep_logits: bool = False
-) -> Gradient:
+def batch_gradient(model: nn.Module, batch: Batch, keep_graph: bool = False, keep_logits: bool = False) -> Gradient:
     """Loss and gradient of the batch (cross-entropy, mean over the batch). Cost: 3 F.
 
     Args:
@@ -67,6 +65,7 @@ def hessian_product(clean: Gradient, vector: list[Tensor], keep_graph: bool = Fa
     Args:
         clean: made with ``keep_graph=True``.
         vector: one tensor per parameter.
+        keep_graph: keep g's graph, for another product.
     """
     # A gradient that does not depend on the parameters (the last bias of a linear model, say) has no graph: Hv is 0.
     pairs = [(g, v) for g, v in zip(clean.gradient, vector, strict=True) if g.requires_grad]

@@ -1,0 +1,236 @@
+"""Each training method against a float64 reference of its own: dense matrices, enumerated labels, finite differences.
+
+The reference draws the same numbers from a generator with the same seed, by code of its own.
+"""
+
+from itertools import product
+
+import pytest
+import torch
+from dense_reference import NETWORKS, Dense, central_differences, example, flat, relative_error
+from torch.func import functional_call, jacrev, vmap
+
+from nme.activations import ACTIVATIONS
+from nme.methods import METHODS
+from nme.products import Batch
+from nme.streams import stream
+
+GELU = ACTIVATIONS.parse("gelu")
+STRENGTH = 0.3
+
+on_every_network = pytest.mark.parametrize("network", NETWORKS)
+with_and_without_batch_norm = pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch-norm"])
+
+
+def direction(name, model, batch, strength=STRENGTH, seed=0):
+    return flat(METHODS.parse(name).update(model, batch, strength, stream(seed, "noise")).direction)
+
+
+def split(theta, dense):
+    parts = theta.split([shape.numel() for shape in dense.shapes.values()])
+    return [part.view(shape) for part, shape in zip(parts, dense.shapes.values(), strict=True)]
+
+
+def logits(dense, theta):
+    parameters = dict(zip(dense.shapes, split(theta, dense), strict=True))
+    return functional_call(dense.model, parameters, (dense.batch.inputs,))
+
+
+def gauss_newton(dense, theta):
+    """G = (1/B) Σ J_iᵀ (diag p_i − p_i p_iᵀ) J_i, dense."""
+    jacobian = jacrev(lambda t: logits(dense, t))(theta)  # (B, C, P)
+    p = logits(dense, theta).softmax(1)
+    inner = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    return torch.einsum("bcp,bcd,bdq->pq", jacobian, inner, jacobian) / len(p)
+
+
+def signs(dense, generator):
+    """A Rademacher probe as the methods draw it, parameter by parameter."""
+    return flat(
+        [2 * torch.randint(2, s, generator=generator, dtype=torch.int8) - 1 for s in dense.shapes.values()]
+    ).double()
+
+
+class TestSam:
+    @on_every_network
+    @with_and_without_batch_norm
+    def test_is_the_gradient_uphill(self, activation, network, batch_norm):
+        model, batch = example(network, activation, batch_norm)
+        dense = Dense(model, batch)
+        g = dense.gradient(dense.theta)
+        for name, step in (("sam", STRENGTH * g / g.norm()), ("usam", STRENGTH * g)):
+            assert relative_error(direction(name, model, batch), dense.gradient(dense.theta + step)) < 1e-10
+
+    @with_and_without_batch_norm
+    def test_tends_to_sgd_with_slope_hessian_times_unit_gradient(self, batch_norm):
+        model, batch = example("mlp", GELU, batch_norm)
+        dense = Dense(model, batch)
+        g, H = dense.gradient(dense.theta), dense.hessian()
+        slope = (direction("sam", model, batch, 1e-6) - g) / 1e-6
+        assert relative_error(slope, H @ g / g.norm()) < 1e-4
+
+
+class TestGradientPenaltyWithoutNme:
+    @on_every_network
+    @with_and_without_batch_norm
+    def test_is_the_gradient_and_a_product_of_the_dense_gauss_newton(self, activation, network, batch_norm):
+        model, batch = example(network, activation, batch_norm)
+        dense = Dense(model, batch)
+        g, G = dense.gradient(dense.theta), gauss_newton(dense, dense.theta)
+        penalty = direction("grad_norm_gn", model, batch) - g
+        assert relative_error(penalty, STRENGTH * G @ g / g.norm()) < 1e-10
+
+
+class TestWeightNoise:
+    @on_every_network
+    @with_and_without_batch_norm
+    def test_is_the_gradient_at_the_displaced_parameters(self, network, batch_norm):
+        model, batch = example(network, GELU, batch_norm)
+        dense = Dense(model, batch)
+        generator = stream(3, "noise")
+        noise = flat([torch.randn(shape, generator=generator).double() for shape in dense.shapes.values()])
+        expected = dense.gradient(dense.theta + STRENGTH**0.5 * noise)
+        assert relative_error(direction("weight_noise", model, batch, seed=3), expected) < 1e-10
+
+    def test_mean_change_of_the_loss_is_half_the_variance_times_the_trace(self):
+        model, batch = example("mlp", GELU)
+        dense = Dense(model, batch)
+        sigma2 = 1e-4
+        noise = sigma2**0.5 * torch.randn(10_000, len(dense.theta), generator=stream(0, "noise")).double()
+        # In pairs ±ε, whose odd orders cancel; the next even order is of size σ⁴.
+        pairs = (vmap(dense.loss)(dense.theta + noise) + vmap(dense.loss)(dense.theta - noise)) / 2
+        change = pairs - dense.loss(dense.theta)
+        expected = sigma2 / 2 * dense.hessian().trace()
+        assert abs(change.mean() - expected) < 4 * change.std() / len(change) ** 0.5 + 1e-2 * abs(expected)
+
+
+class TestHessianTrace:
+    @on_every_network
+    @with_and_without_batch_norm
+    @pytest.mark.parametrize("k", [1, 3])
+    def test_is_the_slope_of_the_probed_hessian(self, genuine, k, network, batch_norm):
+        model, batch = example(network, genuine, batch_norm)
+        dense = Dense(model, batch)
+        generator = stream(0, "noise")
+        probes = [signs(dense, generator) for _ in range(k)]
+
+        def penalty(theta):
+            return sum(u @ torch.func.hessian(dense.loss)(theta) @ u for u in probes) * STRENGTH / 2 / k
+
+        expected = central_differences(penalty, dense.theta)
+        actual = direction(f"hessian_trace-k={k}", model, batch) - dense.gradient(dense.theta)
+        assert relative_error(actual, expected) < 1e-6
+
+    @pytest.mark.parametrize("name", ["augmented_relu", "diminished_gelu"])
+    def test_takes_a_prescribed_second_derivative_wherever_the_slope_is_differentiated(self, name):
+        """Where φ'' is not the slope of φ', finite differences of H know nothing of it; ``torch.func`` does."""
+        model, batch = example("mlp", ACTIVATIONS.parse(name))
+        dense = Dense(model, batch)
+        u = signs(dense, stream(0, "noise"))
+        expected = torch.func.grad(lambda t: torch.func.grad(lambda s: dense.gradient(s) @ u)(t) @ u)(dense.theta)
+        actual = direction("hessian_trace", model, batch) - dense.gradient(dense.theta)
+        assert relative_error(actual, STRENGTH / 2 * expected) < 1e-10
+
+
+class TestGaussNewtonTrace:
+    @on_every_network
+    @with_and_without_batch_norm
+    def test_each_draw_is_the_slope_of_its_squared_gradient(self, network, batch_norm):
+        model, batch = example(network, GELU, batch_norm)
+        dense = Dense(model, batch)
+        p = logits(dense, dense.theta).detach().softmax(1)
+        labels = torch.multinomial(p, 1, generator=stream(5, "noise"))[:, 0]
+        drawn = Dense(model, Batch(batch.inputs, labels))
+
+        def penalty(theta):
+            return STRENGTH / 2 * len(labels) * drawn.gradient(theta).square().sum()
+
+        expected = central_differences(penalty, dense.theta)
+        actual = direction("gauss_newton_trace", model, batch, seed=5) - dense.gradient(dense.theta)
+        assert relative_error(actual, expected) < 1e-6
+
+    def test_expectation_over_all_labels_is_the_trace(self):
+        """tr G = B E‖∇(1/B)Σ ℓ(z_i, ŷ_i)‖², every combination of labels with its probability."""
+        dense, combinations = small()
+        value = sum(
+            weight
+            * len(labels)
+            * Dense(dense.original, Batch(dense.batch.inputs, labels)).gradient(dense.theta).square().sum()
+            for weight, labels in combinations
+        )
+        assert value.item() == pytest.approx(gauss_newton(dense, dense.theta).trace().item(), rel=1e-12)
+
+    @pytest.mark.slow
+    def test_is_unbiased_over_draws(self):
+        dense, combinations = small()
+        g = dense.gradient(dense.theta)
+
+        def penalty(theta, labels):
+            drawn = Dense(dense.original, Batch(dense.batch.inputs, labels))
+            return STRENGTH / 2 * len(labels) * drawn.gradient(theta).square().sum()
+
+        expected = sum(
+            weight * central_differences(lambda t, y=labels: penalty(t, y), dense.theta)
+            for weight, labels in combinations
+        )
+        assert_mean(lambda seed: direction("gauss_newton_trace", dense.original, dense.batch, seed=seed) - g, expected)
+
+
+class TestGaussNewtonTraceByProbes:
+    @on_every_network
+    @with_and_without_batch_norm
+    def test_is_the_slope_of_the_probed_gauss_newton(self, genuine, network, batch_norm):
+        model, batch = example(network, genuine, batch_norm)
+        dense = Dense(model, batch)
+        u = signs(dense, stream(0, "noise"))
+        expected = central_differences(lambda t: STRENGTH / 2 * u @ gauss_newton(dense, t) @ u, dense.theta)
+        actual = direction("gauss_newton_trace_probe", model, batch) - dense.gradient(dense.theta)
+        assert relative_error(actual, expected) < 1e-6
+
+
+class TestUnbiased:
+    @pytest.mark.slow
+    def test_hessian_trace(self):
+        dense, _ = small()
+        g = dense.gradient(dense.theta)
+        expected = central_differences(lambda t: STRENGTH / 2 * torch.func.hessian(dense.loss)(t).trace(), dense.theta)
+        assert_mean(lambda seed: direction("hessian_trace", dense.original, dense.batch, seed=seed) - g, expected)
+
+    @pytest.mark.slow
+    def test_gauss_newton_trace_by_probes(self):
+        dense, _ = small()
+        g = dense.gradient(dense.theta)
+        expected = central_differences(lambda t: STRENGTH / 2 * gauss_newton(dense, t).trace(), dense.theta)
+        name = "gauss_newton_trace_probe"
+        assert_mean(lambda seed: direction(name, dense.original, dense.batch, seed=seed) - g, expected)
+
+    def test_weight_noise_and_the_hessian_trace_move_parameters_alike_at_small_strength(self):
+        """At equal σ² both add (σ²/2) ∇ tr H in the mean, to first order."""
+        dense, _ = small()
+        g, sigma2 = dense.gradient(dense.theta), 1e-4
+        expected = central_differences(lambda t: torch.func.hessian(dense.loss)(t).trace() / 2, dense.theta)
+        noise = sigma2**0.5 * torch.randn(10_000, len(g), generator=stream(0, "noise")).double()
+        gradients = vmap(dense.gradient)
+        moved = ((gradients(dense.theta + noise) + gradients(dense.theta - noise)) / 2 - g) / sigma2
+        error = moved.std(0) / len(noise) ** 0.5
+        assert ((moved.mean(0) - expected).abs() < 4.5 * error + 1e-2 * expected.abs().max()).all()
+
+
+def small():
+    """Two examples, a tiny smooth network, and all label combinations with their probabilities under the model."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GELU(), torch.nn.Linear(2, 3)).double()
+        batch = Batch(torch.randn(2, 2, dtype=torch.float64), torch.tensor([0, 2]))
+    dense = Dense(model, batch)
+    dense.original = model
+    p = logits(dense, dense.theta).detach().softmax(1)
+    combinations = [(p[0, a] * p[1, b], torch.tensor([a, b])) for a, b in product(range(3), repeat=2)]
+    return dense, combinations
+
+
+def assert_mean(draw, expected, draws=10_000):
+    """Within 4 standard errors (4.5 where many coordinates are compared at once)."""
+    values = torch.stack([draw(seed) for seed in range(draws)])
+    error = values.std(0) / draws**0.5
+    assert ((values.mean(0) - expected).abs() < 4.5 * error + 1e-9).all()
