@@ -86,7 +86,7 @@ MISTAKES = [
     (FIGURE, "grid.activation", ["relu", "gleu"],
      ["grid.activation.1", "activation 'gleu'", "did you mean 'gelu'?", "(allowed: augmented_relu,"]),
     (FIGURE, "grid.method", ["gradnorm"],
-     ["grid.method.0", "method 'gradnorm'", "did you mean 'grad_norm'?", "(allowed: grad_norm,"]),
+     ["grid.method.0", "method 'gradnorm'", "did you mean 'grad_norm'?", "(allowed: ", "sgd"]),
     (FIGURE, "grid.method", ["grad_norm-p=3"], ["grid.method.0", "p is 3", "(allowed: 1, 2)"]),
     # A name that needs a number is no complete name here: nothing else would give it.
     (FIGURE, "grid.activation", ["beta_gelu"], ["grid.activation.0", "'beta_gelu' needs a value for 'beta'"]),
