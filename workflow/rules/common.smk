@@ -78,8 +78,8 @@ def figure_caption(wildcards):
     return PROJECT.figures[wildcards.figure].caption
 
 
-def figure_title(wildcards):
-    return PROJECT.figures[wildcards.figure].title
+def figure_labels(wildcards):
+    return {"figure": PROJECT.figures[wildcards.figure].title}
 
 
 def figure_kind(wildcards):

@@ -11,7 +11,7 @@ rule plot:
             "figures/{figure}.png",
             caption="../report/figure.rst",
             category=figure_kind,
-            labels={"figure": figure_title},
+            labels=figure_labels,
         ),
         csv="figures/{figure}.csv",
     log:
