@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -37,7 +38,8 @@ def clone(tmp_path):
 
 def test_a_figure_is_made_on_slurm_inside_the_image(clone):
     """The sentence of the README, with a small scale, a CPU, and a shorter wait before the first look at the queue."""
-    command = ["snakemake", "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "3", "--jobs", "8"]
+    snakemake = Path(sys.executable).with_name("snakemake")
+    command = [snakemake, "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "3", "--jobs", "8"]
     options = ["--config", "scale=tiny", "device=cpu", "--", "figures/fig2.pdf"]
     done = subprocess.run([*command, *options], cwd=clone, text=True, capture_output=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
