@@ -58,4 +58,5 @@ def test_the_report_is_one_file_with_every_figure(finished):
     text = report.read_text()
     assert "Figure 1: loss and NME over two weights" in text
     assert "GELU gains up to some" in text  # a caption
-    assert "snakemake --cores all --config scale=tiny" in text
+    assert "scale=tiny" in text  # of the command that makes a figure
+    assert "figures/fig2.pdf</tt>" in text
