@@ -80,11 +80,27 @@ def train(
     from nme.progress import training_progress
     from nme.train import train
 
-    settings = _settings(spec, "recipe", "activation", "method", "strength", "seeds")
+    settings = _settings(spec, "recipe", "activation", "method", "strength", "seeds", "snapshots")
     recipe = check(Recipe, settings["recipe"], "recipe")
     chosen = prepare_device(device, recipe.threads)
     with training_progress(len(settings["seeds"]), recipe.epochs) as (report, log):
         train(settings, data, output, chosen, checkpoint_seconds, report, log)
+
+
+@app.command()
+def measure(
+    spec: Spec,
+    data: Annotated[Path, typer.Option(help="Manifest of the prepared dataset.")],
+    snapshots: Annotated[Path, typer.Option(help="Folder of the networks that the training kept.")],
+    output: Output,
+    device: Annotated[str, typer.Option(envvar="NME_DEVICE", help="cpu, cuda or auto.")] = "cpu",
+) -> None:
+    """Measure the networks that a training job kept."""
+    from nme.device import prepare_device
+    from nme.measure import measure
+
+    settings = _settings(spec, "recipe", "activation", "seeds", "at", "quantities", "examples")
+    measure(settings, data, snapshots, output, prepare_device(device, settings["recipe"]["threads"]))
 
 
 @app.command()
@@ -99,10 +115,21 @@ def landscape(spec: Spec, output: Output) -> None:
 
 @app.command()
 def tables(spec: Spec, output: Output) -> None:
-    """Collect the final metrics of a figure's cells, one row a member."""
+    """Collect the final metrics of a figure's cells, one row a member; or what was measured on them."""
     from nme.tables import write_table
 
-    write_table(_settings(spec, "scale", "seeds", "recipes", "cells"), output)
+    write_table(_settings(spec, "scale", "seeds", "recipes", "cells", "measured"), output)
+
+
+@app.command()
+def claims(
+    spec: Spec,
+    output: Annotated[Path, typer.Option(help="The parquet file; the same table as .md and .html goes beside it.")],
+) -> None:
+    """Decide which of the paper's claims hold here."""
+    from nme.claims import write_claims
+
+    write_claims(_settings(spec, "scale", "smallest_effect", "claims"), output)
 
 
 @app.command()

@@ -6,6 +6,7 @@ models: ``python -m nme.config workflow/schemas``.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
@@ -30,6 +31,7 @@ from nme.datasets import DATASETS
 from nme.errors import NmeError, unknown
 from nme.figures import drawable
 from nme.files import atomic
+from nme.measure import QUANTITIES
 from nme.methods import METHODS
 from nme.models import MODELS
 from nme.models.settings import Count
@@ -47,6 +49,16 @@ def _registered(registry: Registry) -> Any:
 
     def canonical(text: str) -> str:
         return str(registry.parse(text))
+
+    return Annotated[str, AfterValidator(_as_value_error(canonical))]
+
+
+def _templates(registry: Registry) -> Any:
+    """As ``_registered``; a parameter may be the values of an axis, as in ``beta_gelu-beta={beta}``."""
+
+    def canonical(text: str) -> str:
+        known = str(registry.parse(AXIS_IN_NAME.sub("1", text)))
+        return text if AXIS_IN_NAME.search(text) else known
 
     return Annotated[str, AfterValidator(_as_value_error(canonical))]
 
@@ -95,6 +107,8 @@ def _distinct(values: list) -> list:
         raise ValueError(f"{', '.join(repeated)} is listed more than once (each value makes one cell)")
     return values
 
+
+AXIS_IN_NAME = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 # One spelling per number, so that 0.1, 1e-1 and "0.10" are one cell.
@@ -166,30 +180,67 @@ class Recipe(Closed):
         return self
 
 
+class Measurement(Closed):
+    """How curvature is measured, the same for all figures."""
+
+    examples: Count = Field(500, description="Training examples it is measured on, class-balanced.")
+
+
 class Scale(Closed):
     """How large everything is: which recipes, how many seeds, which values on each axis."""
 
     seeds: Count = Field(description="Members per cell: seeds 0 to seeds − 1.")
     datasets: dict[_one_of("dataset", DATASETS), Dataset] = Field(description="Datasets and how much of each.")
-    recipes: dict[Identifier, Recipe] = Field(
-        min_length=1, description="Recipes by name; each is a panel of every grid figure."
+    recipes: dict[Identifier, Recipe] = Field(min_length=1, description="Recipes by name.")
+    panels: dict[Identifier, Annotated[list[str], Field(min_length=1), Names]] = Field(
+        description="Lists of recipes by name: a figure names one, and shows a panel a recipe."
     )
-    axes: dict[Identifier, Axis] = Field(description="Values of strengths and activation parameters, by name.")
+    axes: dict[Identifier, Axis] = Field(description="Values of strengths and parameters, by name.")
+    measurement: Measurement = Field(Measurement(), description="How curvature is measured.")
 
     @model_validator(mode="after")
-    def _datasets_are_listed(self) -> "Scale":
+    def _names_are_listed(self) -> "Scale":
         for name, recipe in self.recipes.items():
             if recipe.dataset not in self.datasets:
                 raise ValueError(f"recipes.{name}: {unknown('dataset of this scale', recipe.dataset, self.datasets)}")
+        for name, recipes in self.panels.items():
+            for recipe in recipes:
+                if recipe not in self.recipes:
+                    raise ValueError(f"panels.{name}: {unknown('recipe of this scale', recipe, self.recipes)}")
         return self
 
 
 class Grid(Closed):
-    """The trainings a figure compares: every combination of its axes, for every recipe of the scale."""
+    """The trainings a figure compares: every combination of its axes.
 
-    activation: Annotated[list[_registered(ACTIVATIONS)], Field(min_length=1), Names]
-    method: Annotated[list[_registered(METHODS)], Field(min_length=1), Names]
-    strength: Identifier = Field(description="Name of an axis of the scale.")
+    A number in a name may be an axis of the scale in braces: ``beta_gelu-beta={beta}`` is one activation a value.
+    """
+
+    panels: Identifier = Field(description="Name of a list of recipes of the scale.")
+    activation: Annotated[list[_templates(ACTIVATIONS)], Field(min_length=1), Names]
+    method: Annotated[dict[_templates(METHODS), Identifier], Field(min_length=1)] = Field(
+        description="Each training method with the axis of its strengths; strength 0 of any of them is plain SGD."
+    )
+
+
+class Curves(Closed):
+    """How a grid is drawn: a line of mean accuracies with an interval over seeds against a strength or a parameter."""
+
+    x: str = Field("strength", description="strength, or the activation's parameter along the axis, as in 'beta'.")
+    x_label: str = Field(description="Below the axis: what it is, its symbol and its unit.")
+    lines: Literal["activation", "method"] = Field(description="What a line is, and has its colour.")
+    columns: Literal["recipe", "activation", "split"] | list[list[_templates(ACTIVATIONS)]] = Field(
+        "recipe",
+        description="Panels side by side: recipes; else a row a recipe and a column an activation, a split (train and "
+        "test), or a listed group of activations.",
+    )
+
+
+class Measured(Closed):
+    """What is measured on the networks of a grid while they train."""
+
+    at: Identifier = Field(description="Name of an axis: when, as fractions of the training, 0 to 1.")
+    quantities: Annotated[list[_one_of("quantity", QUANTITIES)], Field(min_length=1), Names]
 
 
 class Landscape(Closed):
@@ -204,19 +255,59 @@ class Landscape(Closed):
     seed: NonNegativeInt = Field(description="Seed of the other weights, the input and the target.")
 
 
-class Figure(Closed):
-    """One figure: what it compares and how it is captioned. The drawing is src/nme/figures/<name>.py."""
+class Contrast(Closed):
+    """A difference of mean test accuracies, in points: the sum of ``plus`` minus the sum of ``minus``.
 
-    kind: Literal["paper", "supplementary"] = Field(description="A figure of the paper, or one of ours.")
+    A term is ``activation/method/axis``: the mean over all strengths of that axis; or ``activation/sgd``. A comma
+    separates alternatives over which the mean is taken too, as in ``relu,gelu/sam/rho``.
+    """
+
+    name: str = Field(description="What the difference is, for the table.")
+    plus: Annotated[list[str], Field(min_length=1)]
+    minus: Annotated[list[str], Field(min_length=1)]
+    expect: Literal["positive", "similar", "not negative"] = Field(description="What the claim says of it.")
+
+
+class Claim(Closed):
+    """One claim of the paper; it holds if all its contrasts are as expected."""
+
+    number: Count = Field(description="Its number in the paper's list.")
+    says: str = Field(description="The claim, in a sentence.")
+    figure: Identifier = Field(description="The figure whose trainings bear on it.")
+    contrasts: Annotated[list[Contrast], Field(min_length=1)]
+
+
+class Claims(Closed):
+    """The claims, and what counts as a difference."""
+
+    smallest_effect: PositiveFloat = Field(description="Smallest effect of interest, in accuracy points.")
+    list: Annotated[list[Claim], Field(min_length=1)]
+
+
+class Figure(Closed):
+    """One figure: what it compares, how it is drawn and captioned.
+
+    Without ``curves`` the drawing is ``src/nme/figures/<name>.py``.
+    """
+
+    kind: Literal["paper", "supplementary", "claims"] = Field(description="A figure of the paper, one of ours, or the claims.")
     title: str = Field(description="A short title, for the report.")
     caption: str = Field(description="What the figure shows and the claim it bears on, for the report.")
     grid: Grid | None = Field(None, description="Trainings it is made of.")
+    curves: Curves | None = Field(None, description="How the accuracies of the grid are drawn.")
+    measure: Measured | None = Field(None, description="What is measured on the grid's networks.")
     landscape: Landscape | None = Field(None, description="An exact landscape it is made of.")
+    claims: Claims | None = Field(None, description="Claims about the other figures' trainings.")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Figure":
-        if (self.grid is None) == (self.landscape is None):
-            raise ValueError("give exactly one of 'grid' and 'landscape'")
+        if sum(source is not None for source in (self.grid, self.landscape, self.claims)) != 1:
+            raise ValueError("give exactly one of 'grid', 'landscape' and 'claims'")
+        for key in ("curves", "measure"):
+            if getattr(self, key) and not self.grid:
+                raise ValueError(f"'{key}' needs 'grid'")
+        if self.curves and self.measure:
+            raise ValueError("'curves' draws accuracies: give it or 'measure'")
         return self
 
 
@@ -227,6 +318,7 @@ class Style(Closed):
     """One colour for the same thing on every figure."""
 
     activation: dict[_coloured(ACTIVATIONS), Colour] = Field(description="Colour of each activation, as #rrggbb.")
+    method: dict[_coloured(METHODS), Colour] = Field(description="Colour of each training method, as #rrggbb.")
 
 
 class Project(Closed):
@@ -342,16 +434,35 @@ def load_project(values: dict[str, Any], folder: Path | str = "config") -> Proje
     path = folder / "scales" / f"{config.scale}.yaml"
     scale = check(Scale, read_yaml(path), str(path))
     figures = {}
-    drawings = drawable()
     for path in sorted(folder.glob("figures/*.yaml")):
-        if path.stem not in drawings:
-            raise NmeError(f"{path}: {unknown('figure', path.stem, drawings)}: src/nme/figures has no such drawing")
         figure = figures[path.stem] = check(Figure, read_yaml(path), str(path))
-        if figure.grid and figure.grid.strength not in scale.axes:
-            known = unknown(f"axis of scale '{config.scale}'", figure.grid.strength, scale.axes)
-            raise NmeError(f"{path}: grid.strength: {known}")
+        if not figure.curves and path.stem not in drawable():
+            known = unknown("figure", path.stem, drawable())
+            raise NmeError(f"{path}: {known}: src/nme/figures has no such drawing, and there is no 'curves'")
+        if figure.grid:
+            _check_names(figure, scale, str(path), config.scale)
     path = folder / "style.yaml"
     return Project(config=config, scale=scale, figures=figures, style=check(Style, read_yaml(path), str(path)))
+
+
+def _check_names(figure: Figure, scale: Scale, path: str, name: str) -> None:
+    """The lists and axes that a grid names are those of the scale."""
+    grid = figure.grid
+    if grid.panels not in scale.panels:
+        known = unknown(f"list of panels of scale '{name}'", grid.panels, scale.panels)
+        raise NmeError(f"{path}: grid.panels: {known}")
+    axes = {"grid.activation": AXIS_IN_NAME.findall(" ".join(grid.activation))}
+    axes["grid.method"] = [*AXIS_IN_NAME.findall(" ".join(grid.method)), *grid.method.values()]
+    axes["measure.at"] = [figure.measure.at] if figure.measure else []
+    for key, wanted in axes.items():
+        for axis in wanted:
+            if axis not in scale.axes:
+                known = unknown(f"axis of scale '{name}'", axis, scale.axes)
+                raise NmeError(f"{path}: {key}: {known}")
+    for axis in axes["measure.at"]:
+        late = [value for value in scale.axes[axis] if float(value) > 1]
+        if late:
+            raise NmeError(f"config/scales/{name}.yaml: axes.{axis} has {late[0]} (allowed: fractions, 0 to 1)")
 
 
 def write_schemas(folder: Path) -> None:

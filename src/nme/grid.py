@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from itertools import product
 
 from nme.activations import ACTIVATIONS
-from nme.config import Figure, Project, Recipe, Scale
+from nme.config import AXIS_IN_NAME, Contrast, Figure, Project, Recipe, Scale
+from nme.datasets import DATASETS
+from nme.errors import NmeError, unknown
 from nme.methods import METHODS
 from nme.registry import number
 
 # Raise a stage's number when its results change for the same settings: Snakemake then makes them again.
-STAGE_VERSION = {"prepare": 1, "train": 1, "landscape": 1, "tables": 1, "plot": 1}
+STAGE_VERSION = {"prepare": 1, "train": 1, "measure": 1, "landscape": 1, "tables": 1, "claims": 1, "plot": 1}
 
 
 DATASET_FILES = {"train": "train.arrow", "test": "test.arrow", "manifest": "manifest.json"}
@@ -76,16 +78,42 @@ def parse_seeds(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
+def job_folder(scale: str, stage: str, cell: Cell, seeds: range) -> str:
+    """Where a job of the stage ``train`` or ``measure`` has its results."""
+    return f"results/{scale}/{stage}/{cell.path}/seed={format_seeds(seeds)}"
+
+
 def metrics_path(scale: str, cell: Cell, seeds: range) -> str:
     """Where the metrics of one training job are."""
-    return f"results/{scale}/train/{cell.path}/seed={format_seeds(seeds)}/metrics.parquet"
+    return f"{job_folder(scale, 'train', cell, seeds)}/metrics.parquet"
+
+
+def measured_path(scale: str, cell: Cell, seeds: range) -> str:
+    """Where the measurements of the networks of one training job are."""
+    return f"{job_folder(scale, 'measure', cell, seeds)}/measured.parquet"
+
+
+def expand(name: str, axes: dict[str, list[str]]) -> list[str]:
+    """The names that a name with axes in braces stands for, one a value.
+
+    >>> expand("beta_gelu-beta={beta}", {"beta": ["1", "4"]})
+    ['beta_gelu-beta=1', 'beta_gelu-beta=4']
+    """
+    names = [name]
+    for axis in AXIS_IN_NAME.findall(name):
+        names = [n.replace(f"{{{axis}}}", value) for n in names for value in axes[axis]]
+    return names
 
 
 def cells(figure: Figure, scale: Scale) -> list[Cell]:
     """The cells of a grid figure, each once, in the order of the configuration."""
-    grid = figure.grid
-    combinations = product(scale.recipes, grid.activation, grid.method, scale.axes[grid.strength])
-    return list(dict.fromkeys(Cell.of(*combination) for combination in combinations))
+    grid, found = figure.grid, []
+    activations = [a for name in grid.activation for a in expand(name, scale.axes)]
+    for recipe, activation in product(scale.panels[grid.panels], activations):
+        for method, axis in grid.method.items():
+            combinations = product(expand(method, scale.axes), scale.axes[axis])
+            found += [Cell.of(recipe, activation, m, strength) for m, strength in combinations]
+    return list(dict.fromkeys(found))
 
 
 def training_jobs(figure: Figure, scale: Scale) -> list[tuple[Cell, range]]:
@@ -97,18 +125,40 @@ def training_jobs(figure: Figure, scale: Scale) -> list[tuple[Cell, range]]:
     ]
 
 
+def measurements(project: Project) -> dict[Cell, dict]:
+    """What is measured on the networks of each cell that a figure measures: all that any of them asks for.
+
+    Returns:
+        For each such cell ``at`` (fractions of the training, as numbers) and ``quantities``.
+    """
+    wanted: dict[Cell, tuple[set, set]] = {}
+    for figure in project.figures.values():
+        if figure.measure:
+            for cell in cells(figure, project.scale):
+                at, quantities = wanted.setdefault(cell, (set(), set()))
+                at.update(float(value) for value in project.scale.axes[figure.measure.at])
+                quantities.update(figure.measure.quantities)
+    return {cell: {"at": sorted(at), "quantities": sorted(q)} for cell, (at, q) in wanted.items()}
+
+
 def sources(project: Project, name: str) -> list[str]:
     """The files that a figure's table is made from."""
     figure, scale = project.figures[name], project.config.scale
     if figure.landscape:
         return [f"results/{scale}/landscape/{name}.parquet"]
-    return [metrics_path(scale, cell, seeds) for cell, seeds in training_jobs(figure, project.scale)]
+    if figure.claims:
+        return [table_path(project, n) for n in dict.fromkeys(claim.figure for claim in figure.claims.list)]
+    path = measured_path if figure.measure else metrics_path
+    return [path(scale, cell, seeds) for cell, seeds in training_jobs(figure, project.scale)]
 
 
 def table_path(project: Project, name: str) -> str:
-    """What a figure is drawn from: its table, or the landscape itself."""
-    if project.figures[name].landscape:
+    """What a figure is drawn from: its table, the landscape itself, or the claims."""
+    figure = project.figures[name]
+    if figure.landscape:
         return sources(project, name)[0]
+    if figure.claims:
+        return f"results/{project.config.scale}/{name}.parquet"
     return f"results/{project.config.scale}/tables/{name}.parquet"
 
 
@@ -125,15 +175,36 @@ def dataset_spec(project: Project, dataset: str) -> dict:
 _RUNNING = {"title", "seeds_per_job", "memory_mb", "runtime_minutes"}
 
 
-def train_spec(recipe: Recipe, cell: Cell, seeds: range) -> dict:
-    """What decides the metrics of a training job, besides its data."""
+def train_spec(recipe: Recipe, cell: Cell, seeds: range, snapshots: list[float]) -> dict:
+    """What decides the metrics and snapshots of a training job, besides its data.
+
+    Args:
+        snapshots: when the network is kept for measurement, as fractions of the training.
+    """
     return {
         "recipe": recipe.model_dump(exclude=_RUNNING),
         "activation": cell.activation,
         "method": cell.method,
         "strength": cell.strength,
         "seeds": list(seeds),
+        "snapshots": snapshots,
         "version": STAGE_VERSION["train"],
+    }
+
+
+def measure_spec(project: Project, cell: Cell, seeds: range, measurement: dict) -> dict:
+    """What decides the measurements on the networks of a training job, besides them and the data.
+
+    Args:
+        measurement: that of ``measurements``.
+    """
+    return {
+        **project.scale.measurement.model_dump(),
+        "recipe": project.scale.recipes[cell.recipe].model_dump(exclude=_RUNNING),
+        "activation": cell.activation,
+        "seeds": list(seeds),
+        **measurement,
+        "version": STAGE_VERSION["measure"],
     }
 
 
@@ -148,19 +219,110 @@ def table_spec(project: Project, name: str) -> dict:
     return {
         "scale": project.config.scale,
         "seeds": scale.seeds,
-        "recipes": {r: {"title": s.title or r, "seeds_per_job": s.seeds_per_job} for r, s in scale.recipes.items()},
+        "recipes": {
+            name: {
+                "title": recipe.title or name,
+                "seeds_per_job": recipe.seeds_per_job,
+                "chance": 1 / len(DATASETS[recipe.dataset].classes),
+            }
+            for name in scale.panels[figure.grid.panels]
+            for recipe in [scale.recipes[name]]
+        },
         "cells": [cell.path for cell in cells(figure, scale)],
+        "measured": figure.measure is not None,
         "version": STAGE_VERSION["tables"],
     }
 
 
+def term_cells(project: Project, figure: str, term: str) -> list[tuple[str, str, str]]:
+    """The (activation, method, strength) that a term of a contrast is the mean over, in any recipe of the figure.
+
+    Args:
+        figure: the figure that is to have them.
+        term: ``activation/method/axis`` or ``activation/sgd``; a comma separates alternatives.
+
+    Raises:
+        NmeError: the term is not written so, names an unknown axis, or is not among the figure's cells.
+    """
+    scale = project.scale
+    parts = [part.split(",") for part in term.split("/")]
+    if len(parts) not in (2, 3) or (len(parts) == 2 and parts[1] != ["sgd"]):
+        raise NmeError(f"'{term}' is no term (allowed: activation/method/axis, or activation/sgd)")
+    unknown_axes = {a for a in [*AXIS_IN_NAME.findall(term), *(parts[2:] or [[]])[0]] if a not in scale.axes}
+    if unknown_axes:
+        known = unknown(f"axis of scale '{project.config.scale}'", min(unknown_axes), scale.axes)
+        raise NmeError(f"'{term}': {known}")
+    activations, methods = ([n for name in names for n in expand(name, scale.axes)] for names in parts[:2])
+    strengths = [value for axis in parts[2] for value in scale.axes[axis]] if len(parts) == 3 else ["0"]
+    found = []
+    there = cells(project.figures[figure], scale)
+    for combination in product(activations, methods, strengths):
+        cell = Cell.of(there[0].recipe, *combination)
+        if cell not in there:
+            raise NmeError(f"'{term}': {figure} has no training {cell.activation}/{cell.method}/{cell.strength}")
+        found.append((cell.activation, cell.method, cell.strength))
+    return found
+
+
+def claims_spec(project: Project, name: str) -> dict:
+    """What decides the claims table, besides the tables it is made from.
+
+    Raises:
+        NmeError: a claim's figure is not there, has no grid, or lacks a training that a contrast names.
+    """
+    claims = project.figures[name].claims
+    return {
+        "scale": project.config.scale,
+        "smallest_effect": claims.smallest_effect,
+        "claims": [
+            {
+                "number": claim.number,
+                "says": claim.says,
+                "figure": claim.figure,
+                "table": table_path(project, claim.figure),
+                "contrasts": [_contrast_spec(project, claim.figure, c) for c in claim.contrasts],
+            }
+            for claim in claims.list
+        ],
+        "version": STAGE_VERSION["claims"],
+    }
+
+
+def _contrast_spec(project: Project, figure: str, contrast: Contrast) -> dict:
+    trained = [name for name, f in project.figures.items() if f.grid and not f.measure]
+    try:
+        if figure not in trained:
+            raise NmeError(unknown("figure with trainings", figure, trained))
+        terms = {side: [term_cells(project, figure, t) for t in getattr(contrast, side)] for side in ("plus", "minus")}
+    except NmeError as error:
+        raise NmeError(f"claims: contrast '{contrast.name}': {error}") from None
+    return {"name": contrast.name, "expect": contrast.expect, **terms}
+
+
 def plot_spec(project: Project, name: str) -> dict:
     """What decides how a figure looks, besides its table: only the colours that it shows."""
-    grid = project.figures[name].grid
-    spec = {"figure": name, "version": STAGE_VERSION["plot"]}
-    if grid:
-        spec["activation"] = _colours(project.style.activation, grid.activation)
+    figure, axes = project.figures[name], project.scale.axes
+    spec = {"figure": name, "scale": project.config.scale, "version": STAGE_VERSION["plot"]}
+    if figure.curves:
+        spec["curves"] = figure.curves.model_dump()
+    if figure.grid:
+        lines = figure.curves.lines if figure.curves else "activation"
+        names = ["sgd", *figure.grid.method] if lines == "method" else figure.grid.activation
+        shown = [str(n) for name in names for n in expand(name, axes)]
+        spec["colours"] = _colours(getattr(project.style, lines), shown)
     return spec
+
+
+def described(project: Project, name: str) -> str:
+    """A sentence for the caption: the values and the seeds that a grid figure shows at this scale."""
+    figure, scale = project.figures[name], project.scale
+    if not figure.grid:
+        return ""
+    used = [*AXIS_IN_NAME.findall(" ".join([*figure.grid.activation, *figure.grid.method]))]
+    used += [*figure.grid.method.values()]
+    values = "; ".join(f"{axis} {', '.join(scale.axes[axis])}" for axis in dict.fromkeys(used))
+    seeds = f"{scale.seeds} seed{'s' if scale.seeds > 1 else ''}"
+    return f"Values: {values}. {seeds}; {len(cells(figure, scale))} combinations."
 
 
 def _colours(chosen: dict[str, str], names: list[str]) -> dict[str, str]:

@@ -8,39 +8,46 @@ import pandas as pd
 import pyarrow as pa
 
 from nme import parquet
-from nme.grid import Cell, jobs_of_seeds, metrics_path
+from nme.grid import Cell, jobs_of_seeds, measured_path, metrics_path
 from nme.provenance import provenance
 
 
+FRONT = ["recipe", "panel", "activation", "method", "strength", "seed"]
+
+
 def collect(spec: dict, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
-    """The final epoch of every member of the cells.
+    """The final epoch of every member of the cells; or, where the figure measures, every measured value.
 
     Args:
         spec: ``grid.table_spec``.
         root: the folder that has results/.
 
     Returns:
-        One row a member: the cell's fields, panel (the recipe's title), seed, and the metrics of its last epoch
-        (``train.COLUMNS``; null where it diverged); and a summary of the trainings: how many, seconds, versions.
+        Rows with the cell's fields, panel (the recipe's title), chance (the accuracy of guessing) and seed; and the
+        metrics of the last epoch (``train.COLUMNS``; null where it diverged), one row a member, or what
+        ``measure.measure`` wrote. And a summary of the jobs: how many members, seconds, versions.
 
     Raises:
-        NmeError: a metrics file is missing or damaged.
+        NmeError: a file is missing or damaged.
     """
     frames, seconds, versions = [], 0.0, Counter()
+    path_of = measured_path if spec["measured"] else metrics_path
     for path in spec["cells"]:
         cell = Cell.from_path(path)
         recipe = spec["recipes"][cell.recipe]
         for seeds in jobs_of_seeds(spec["seeds"], recipe["seeds_per_job"]):
-            table, record = parquet.read(root / metrics_path(spec["scale"], cell, seeds))
-            last = table.to_pandas().sort_values(["seed", "epoch"]).groupby("seed").tail(1)
-            fields = {**vars(cell), "strength": float(cell.strength), "panel": recipe["title"]}
-            frames.append(last.assign(**fields))
+            table, record = parquet.read(root / path_of(spec["scale"], cell, seeds))
+            rows = table.to_pandas()
+            if not spec["measured"]:
+                rows = rows.sort_values(["seed", "epoch"]).groupby("seed").tail(1)
+            fields = {**vars(cell), "strength": float(cell.strength)}
+            frames.append(rows.assign(**fields, panel=recipe["title"], chance=recipe["chance"]))
             seconds += record["seconds"]
             versions[f"nme {record['nme']}, torch {record['torch']}, {record['device']}"] += 1
-    trained = pd.concat(frames, ignore_index=True)
-    front = ["recipe", "panel", "activation", "method", "strength", "seed"]
-    summary = {"members": len(trained), "training_seconds": round(seconds, 1), "trained_with": dict(versions)}
-    return trained[[*front, *trained.columns.difference(front, sort=False)]], summary
+    found = pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
+    members = len(found[[c for c in FRONT if c != "panel"]].drop_duplicates())
+    summary = {"members": members, "seconds_of_jobs": round(seconds, 1), "made_with": dict(versions)}
+    return found[[*FRONT, *found.columns.difference(FRONT, sort=False)]], summary
 
 
 def write_table(spec: dict, output: Path) -> None:

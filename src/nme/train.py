@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from nme import batches, grid, parquet
 from nme.activations import ACTIVATIONS
-from nme.checkpoint import Checkpoint, StopRequest
+from nme.checkpoint import Checkpoint, Snapshots, StopRequest
 from nme.config import Recipe, check
 from nme.device import device_name
 from nme.errors import Interrupted, NmeError
@@ -111,9 +111,19 @@ class Member:
         return torch.zeros(3, dtype=torch.float64, device=self.job.device)
 
     @property
+    def steps(self) -> int:
+        """Steps done in all."""
+        return self.epoch * self.job.steps_per_epoch + self.step
+
+    @property
+    def diverged(self) -> bool:
+        """A loss or a gradient was not finite."""
+        return bool(self.rows) and self.rows[-1]["diverged"]
+
+    @property
     def finished(self) -> bool:
         """All epochs are done, or the member has diverged."""
-        return self.epoch == self.job.recipe.epochs or (bool(self.rows) and self.rows[-1]["diverged"])
+        return self.epoch == self.job.recipe.epochs or self.diverged
 
     def advance(self) -> dict | None:
         """Take one step; at the end of an epoch evaluate, and return the epoch's row."""
@@ -214,7 +224,8 @@ def train(
     Args:
         spec: ``grid.train_spec``.
         manifest: of the prepared dataset.
-        output: the parquet file; ``resume.pt`` beside it keeps the state of a stopped job.
+        output: the parquet file; ``resume.pt`` beside it keeps the state of a stopped job, and the folder
+            ``snapshots`` the networks at the fractions ``spec["snapshots"]`` of the training.
         device: where to train.
         checkpoint_seconds: how often the state is saved.
         report: called with each finished epoch's row.
@@ -246,6 +257,8 @@ def train(
         log(sentence)
     rows, earlier, devices = (state["rows"], state["seconds"], state["devices"]) if state else ([], 0.0, [])
     devices = list(dict.fromkeys([*devices, device_name(device)]))  # a job may go on elsewhere
+    steps = recipe.epochs * job.steps_per_epoch
+    snapshots = Snapshots(output.with_name("snapshots"), spec["snapshots"], steps, fresh=state is None)
     done = {row["seed"] for row in rows}
     with StopRequest() as stop:
         for seed in spec["seeds"]:
@@ -255,6 +268,7 @@ def train(
             if state and state["member"] and state["member"]["seed"] == seed:
                 member.restore(state["member"])
             while not member.finished:
+                snapshots.take(seed, member.steps, member.model)
                 row = member.advance()
                 if row:
                     report(row)
@@ -264,6 +278,8 @@ def train(
                     checkpoint.save({"rows": rows, "member": member.state(), "seconds": seconds, "devices": devices})
                 if stopped_by:
                     raise Interrupted(f"stopped by {stopped_by}; run it again to continue from {checkpoint.path}")
+            if not member.diverged:
+                snapshots.take(seed, member.steps, member.model)
             rows = rows + member.rows
     record = provenance(
         spec,
@@ -274,3 +290,5 @@ def train(
     )
     parquet.write(pa.Table.from_pylist(rows, schema=COLUMNS), output, record)
     checkpoint.remove()
+    # Last: what a job that goes on takes over is there as long as its checkpoint.
+    snapshots.finish()

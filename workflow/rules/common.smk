@@ -11,12 +11,14 @@ from nme.errors import NmeError
 
 try:
     PROJECT = load_project(config, "config")
+    CLAIMS = {n: grid.claims_spec(PROJECT, n) for n, f in PROJECT.figures.items() if f.claims}
 except NmeError as error:
     raise WorkflowError(str(error)) from None
 
 export(PROJECT.config)
 
 SCALE = PROJECT.config.scale
+MEASUREMENTS = grid.measurements(PROJECT)
 
 
 wildcard_constraints:
@@ -27,7 +29,7 @@ wildcard_constraints:
     method="[a-z0-9_=.-]+",
     strength="[0-9.]+",
     seeds="[0-9]+(-[0-9]+)?",
-    figure="[a-z0-9_]+",
+    figure="|".join(PROJECT.figures),
 
 
 def figures_of_kind(*kinds):
@@ -38,16 +40,25 @@ def recipe_of(wildcards):
     return PROJECT.scale.recipes[wildcards.recipe]
 
 
+def cell_of(wildcards):
+    return grid.Cell(
+        wildcards.recipe, wildcards.activation, wildcards.method, wildcards.strength
+    )
+
+
 def dataset_settings(wildcards):
     return json.dumps(grid.dataset_spec(PROJECT, wildcards.dataset))
 
 
 def cell_settings(wildcards):
-    cell = grid.Cell(
-        wildcards.recipe, wildcards.activation, wildcards.method, wildcards.strength
-    )
-    seeds = grid.parse_seeds(wildcards.seeds)
-    return json.dumps(grid.train_spec(recipe_of(wildcards), cell, seeds))
+    cell, seeds = cell_of(wildcards), grid.parse_seeds(wildcards.seeds)
+    snapshots = MEASUREMENTS[cell]["at"] if cell in MEASUREMENTS else []
+    return json.dumps(grid.train_spec(recipe_of(wildcards), cell, seeds, snapshots))
+
+
+def measure_settings(wildcards):
+    cell, seeds = cell_of(wildcards), grid.parse_seeds(wildcards.seeds)
+    return json.dumps(grid.measure_spec(PROJECT, cell, seeds, MEASUREMENTS[cell]))
 
 
 def landscape_settings(wildcards):
@@ -58,12 +69,20 @@ def table_settings(wildcards):
     return json.dumps(grid.table_spec(PROJECT, wildcards.figure))
 
 
+def claims_settings(wildcards):
+    return json.dumps(CLAIMS["claims"])
+
+
 def plot_settings(wildcards):
     return json.dumps(grid.plot_spec(PROJECT, wildcards.figure), ensure_ascii=False)
 
 
 def cell_data(wildcards):
     return grid.dataset_files(PROJECT, wildcards.recipe)
+
+
+def claims_tables(wildcards):
+    return grid.sources(PROJECT, "claims")
 
 
 def figure_sources(wildcards):
@@ -75,7 +94,8 @@ def figure_table(wildcards):
 
 
 def figure_caption(wildcards):
-    return PROJECT.figures[wildcards.figure].caption
+    caption = PROJECT.figures[wildcards.figure].caption
+    return f"{caption} {grid.described(PROJECT, wildcards.figure)}"
 
 
 def figure_labels(wildcards):
@@ -86,4 +106,5 @@ def figure_kind(wildcards):
     return {
         "paper": "Figures of the paper",
         "supplementary": "Supplementary figures",
+        "claims": "Claims",
     }[PROJECT.figures[wildcards.figure].kind]

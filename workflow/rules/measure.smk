@@ -1,6 +1,27 @@
 # ------------------------------------------------------------------ measure
 
 
+# curvature of the networks that a training job kept
+rule measure:
+    input:
+        unpack(cell_data),
+        snapshots=rules.train.output.snapshots,
+    output:
+        "results/{scale}/measure/{recipe}/{activation}/{method}/{strength}/seed={seeds}/measured.parquet",
+    log:
+        "logs/{scale}/measure/{recipe}/{activation}/{method}/{strength}/seed={seeds}.log",
+    threads: lambda wildcards: recipe_of(wildcards).threads
+    resources:
+        mem_mb=lambda wildcards, attempt: recipe_of(wildcards).memory_mb * attempt,
+        runtime=lambda wildcards, attempt: recipe_of(wildcards).runtime_minutes
+        * attempt,
+    params:
+        spec=measure_settings,
+    shell:
+        "nme measure --spec {params.spec:q} --data {input.manifest} --snapshots {input.snapshots}"
+        " --output {output} > {log} 2>&1"
+
+
 # loss and NME of a small network over two of its weights; nothing is trained
 rule landscape:
     output:

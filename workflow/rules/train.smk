@@ -1,12 +1,16 @@
 # -------------------------------------------------------------------- train
 
 
-# train the members of one cell in one process; a job that was stopped continues
+# train the members of one cell in one process; a job that was stopped continues. In snapshots are the networks that a
+# figure measures; for most cells there are none
 rule train:
     input:
         unpack(cell_data),
     output:
         metrics="results/{scale}/train/{recipe}/{activation}/{method}/{strength}/seed={seeds}/metrics.parquet",
+        snapshots=directory(
+            "results/{scale}/train/{recipe}/{activation}/{method}/{strength}/seed={seeds}/snapshots"
+        ),
     log:
         "logs/{scale}/train/{recipe}/{activation}/{method}/{strength}/seed={seeds}.log",
     benchmark:

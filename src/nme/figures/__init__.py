@@ -1,9 +1,12 @@
-"""Figures: one module each, ``draw(table, spec, record)`` → the drawing and the numbers in it. No torch here."""
+"""Figures: ``draw(table, spec, record)`` → the drawing and the numbers in it. No torch here.
+
+A figure with ``curves`` in its configuration is drawn by ``curves``, any other by the module of its name.
+"""
 
 from importlib import import_module
 from pathlib import Path
 
-from nme import parquet
+from nme import __version__, parquet
 from nme.errors import NmeError, unknown
 from nme.files import atomic
 
@@ -11,8 +14,9 @@ FORMATS = ("pdf", "png")
 
 
 def drawable() -> list[str]:
-    """Names of the figures that can be drawn: the modules here that define ``draw``."""
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if "\ndef draw(" in p.read_text(encoding="utf-8"))
+    """Names of the figures that have a drawing of their own: the modules here that define ``draw``."""
+    modules = Path(__file__).parent.glob("*.py")
+    return sorted(p.stem for p in modules if p.stem != "curves" and "\ndef draw(" in p.read_text(encoding="utf-8"))
 
 
 def plot(spec: dict, table: Path, output: Path) -> None:
@@ -26,7 +30,8 @@ def plot(spec: dict, table: Path, output: Path) -> None:
     Raises:
         NmeError: there is no such drawing, or the table is missing or damaged.
     """
-    if spec["figure"] not in drawable():
+    module = "curves" if "curves" in spec else spec["figure"]
+    if module != "curves" and module not in drawable():
         raise NmeError(unknown("figure", spec["figure"], drawable()))
     from matplotlib import rc_context
 
@@ -34,10 +39,11 @@ def plot(spec: dict, table: Path, output: Path) -> None:
 
     rows, record = parquet.read(table)
     with rc_context(style.RC):
-        figure, numbers = import_module(f"nme.figures.{spec['figure']}").draw(rows.to_pandas(), spec, record)
+        figure, numbers = import_module(f"nme.figures.{module}").draw(rows.to_pandas(), spec, record)
         for ending in FORMATS:
             with atomic(output.with_suffix(f".{ending}")) as path:
                 # No date, so that the same numbers make the same file.
                 figure.savefig(path, metadata={"CreationDate": None} if ending == "pdf" else {"Software": None})
     with atomic(output.with_suffix(".csv")) as path:
+        numbers = numbers.assign(scale=spec["scale"], nme=__version__)
         numbers.to_csv(path, index=False, float_format="%.6g")

@@ -1,4 +1,4 @@
-"""Accuracy against strength: the design of every grid figure."""
+"""Accuracy curves: the design of every figure that has ``curves`` in config/figures/<name>.yaml."""
 
 from collections.abc import Callable
 from itertools import cycle
@@ -14,7 +14,8 @@ from nme.figures import style
 from nme.methods import METHODS
 
 CONFIDENCE = 0.95
-SHOWN_ERROR = 2.5  # a panel shows test errors up to this many times the least one
+SHOWN_ERROR = 2.5  # a panel shows errors up to this many times the least one
+SPLITS = {"train_accuracy": "train accuracy", "test_accuracy": "test accuracy"}
 
 
 def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
@@ -44,6 +45,29 @@ def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _with_unpenalised(table: pd.DataFrame) -> pd.DataFrame:
+    """Plain SGD is where the curve of every method begins: its rows are repeated at strength 0 of each."""
+    plain = table[table["method"] == "sgd"]
+    methods = [m for m in dict.fromkeys(table["method"]) if m != "sgd"] or ["sgd"]
+    penalised = table[table["method"] != "sgd"]
+    return pd.concat([p for m in methods for p in (plain.assign(method=m), penalised[penalised["method"] == m])])
+
+
+def _panelled(table: pd.DataFrame, columns: str | list[list[str]]) -> pd.DataFrame:
+    """The table with the columns ``column`` (which panel) and ``accuracy`` (in percent); rows may be in several."""
+    if columns == "split":
+        parts = [table.assign(column=name, accuracy=table[c]) for c, name in SPLITS.items()]
+    elif columns == "activation":
+        parts = [table.assign(column=[ACTIVATIONS.parse(a).full_label for a in table["activation"]])]
+    elif columns == "recipe":
+        parts = [table.assign(column="")]
+    else:
+        groups = enumerate(columns)
+        parts = [table[table["activation"].isin(g)].assign(column=f"group {i}") for i, g in groups]
+    table = pd.concat([p if "accuracy" in p else p.assign(accuracy=p["test_accuracy"]) for p in parts])
+    return table.assign(accuracy=100 * table["accuracy"].astype(float))
+
+
 def _zoom(axes: Axes, points: pd.DataFrame) -> float:
     """Show errors up to ``SHOWN_ERROR`` times the least mean error, and return the accuracy that is.
 
@@ -63,60 +87,103 @@ def _zoom(axes: Axes, points: pd.DataFrame) -> float:
 
 
 def _note(axes: Axes, points: pd.DataFrame, colours: list[str], top: bool, text: Callable) -> None:
-    """A short text for each point at the upper or lower edge of a panel, those of one strength above each other."""
-    for strength, group in points.assign(colour=colours).groupby("strength"):
+    """A short text for each point at the upper or lower edge of a panel, those of one x above each other."""
+    for x, group in points.assign(colour=colours).groupby("x"):
         for i, (_, point) in enumerate(group.iterrows()):
-            place = {"xy": (strength, 0.94 - 0.06 * i if top else 0.01 + 0.06 * i)}
-            look = {"color": point["colour"], "fontsize": 6, "ha": "center"}
+            place = {"xy": (x, 0.93 - 0.075 * i if top else 0.01 + 0.075 * i)}
+            look = {"color": point["colour"], "fontsize": 5.5, "ha": "center"}
             axes.annotate(text(point), xycoords=axes.get_xaxis_transform(), **place, **look)
 
 
-def accuracy_against_strength(table: pd.DataFrame, spec: dict, record: dict, label: str) -> tuple[Figure, pd.DataFrame]:
-    """A panel a recipe and method, a line an activation: test accuracy (%) against strength.
+def _looks(names: list[str], colours: dict[str, str], label: Callable[[str], str]) -> dict[str, dict]:
+    """How each line is drawn; of lines of one colour the first is solid, the others are dashed."""
+    looks: dict[str, dict] = {}
+    for name, marker in zip(names, cycle(style.MARKERS), strict=False):
+        first = colours[name] not in [look["color"] for look in looks.values()]
+        looks[name] = {"color": colours[name], "marker": marker, "linestyle": "-" if first else "--"}
+        looks[name]["label"] = label(name)
+    return looks
 
-    The level without a penalty, plain SGD, begins every line and is a dotted line in its colour. Diverged members are a
-    cross at the upper edge with their number, a mean far below the others a triangle at the lower edge with its value.
+
+def _reference_levels(axes: Axes, here: pd.DataFrame, looks: dict[str, dict], lines: str, x: str) -> None:
+    """Dotted, the level without a penalty: in the colour of an activation, else in that of plain SGD."""
+    if x != "strength":
+        return
+    levels = here[here["x"] == 0].drop_duplicates("activation")
+    for _, point in levels.iterrows():
+        colour = looks[point["activation"]]["color"] if lines == "activation" else "0.3"
+        axes.axhline(point["mean"], color=colour, linestyle=":", linewidth=0.7, zorder=1)
+
+
+def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
+    """Mean accuracy (%) with its interval over seeds, against a strength or a parameter of the activation.
+
+    The level without a penalty, plain SGD, begins every line and is a dotted line. Diverged members are a cross at the
+    upper edge with their number, a mean far below the others a triangle at the lower edge with its value.
 
     Args:
         table: ``tables.collect``'s.
-        spec: ``grid.plot_spec``.
+        spec: ``grid.plot_spec``, with ``curves``.
         record: the table's, for the footer.
-        label: of the strength axis, with symbol and unit.
     """
-    table = table.assign(test_accuracy=100 * table["test_accuracy"].astype(float))
-    points = over_seeds(table, ["recipe", "panel", "activation", "method", "strength"], "test_accuracy")
-    names = list(dict.fromkeys(table["activation"]))
-    colour = style.colours(spec["activation"], names)
-    methods = [m for m in dict.fromkeys(table["method"]) if m != "sgd"] or ["sgd"]
-    panels = [(recipe, method) for recipe in dict.fromkeys(table["recipe"]) for method in methods]
-    figure = Figure(figsize=(style.PAGE if len(panels) > 1 else style.COLUMN, 6.5 * style.CM))
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (recipe, method) in zip(grid, panels, strict=True):
-        here = points[(points["recipe"] == recipe) & points["method"].isin([method, "sgd"])]
-        for name, marker in zip(names, cycle(style.MARKERS), strict=False):
-            line = here[here["activation"] == name].sort_values("strength")
-            look = {"color": colour[name], "marker": marker, "label": ACTIVATIONS.parse(name).full_label}
-            axes.fill_between(line["strength"], line["low"], line["high"], color=colour[name], alpha=0.2, linewidth=0)
-            axes.plot(line["strength"], line["mean"], **look)
-            for level in line.loc[line["strength"] == 0, "mean"]:
-                axes.axhline(level, color=colour[name], linestyle=":", linewidth=0.8)
+    curves = spec["curves"]
+    x, lines = curves["x"], curves["lines"]
+    if x == "strength":
+        table = _with_unpenalised(table).assign(x=lambda rows: rows["strength"])
+    else:
+        table = table.assign(x=[float(ACTIVATIONS.parse(a).values[x]) for a in table["activation"]])
+    table = _panelled(table, curves["columns"])
+    points = over_seeds(table, ["recipe", "panel", "column", "activation", "method", "x"], "accuracy")
+    names = list(dict.fromkeys(table[lines]))
+    registry = ACTIVATIONS if lines == "activation" else METHODS
+    looks = _looks(names, style.colours(spec["colours"], names), lambda name: registry.parse(name).full_label)
+    if x != "strength" and lines == "method":
+        looks = _with_strengths(looks, table)
+
+    recipes, columns = list(dict.fromkeys(points["recipe"])), list(dict.fromkeys(points["column"]))
+    figure, grid = style.panels(len(recipes) * len(columns))
+    panels = [(recipe, column) for recipe in recipes for column in columns]
+    for axes, (recipe, column) in zip(grid, panels, strict=True):
+        here = points[(points["recipe"] == recipe) & (points["column"] == column)]
+        for name, look in looks.items():
+            line = here[here[lines] == name].sort_values("x")
+            if line.empty:
+                continue
+            low, high = line["low"].clip(lower=0), line["high"].clip(upper=100)
+            axes.fill_between(line["x"], low, high, color=look["color"], alpha=0.18, linewidth=0)
+            axes.plot(line["x"], line["mean"], **look)
+        _reference_levels(axes, here, looks, lines, x)
         floor = _zoom(axes, here)
-        drawn = here["activation"].map(colour)
+        drawn = here[lines].map(lambda name: looks[name]["color"])
         low, lost = here["mean"] < floor, here["diverged"] > 0
-        _note(axes, here[low], drawn[low], False, lambda point: f"▼ {point['mean']:.0f}")
-        _note(axes, here[lost], drawn[lost], True, lambda point: f"× {point['diverged']}/{point['members']}")
-        style.strength_axis(axes, sorted(points["strength"].unique()), label)
+        _note(axes, here[low], drawn[low], False, lambda point: f"▼{point['mean']:.0f}")
+        _note(axes, here[lost], drawn[lost], True, lambda point: f"×{point['diverged']}")
+        (style.strength_axis if x == "strength" else style.parameter_axis)(axes, sorted(points["x"].unique()))
         title = here["panel"].iloc[0]
-        axes.set_title(title if len(methods) == 1 else f"{title}\n{METHODS.parse(method).full_label}")
-    grid[0].set_ylabel("test accuracy (%)")
-    grid[0].legend(loc="lower left")
-    seeds, diverged = record["spec"]["seeds"], int(points["diverged"].sum())
+        axes.set_title(f"{title}\n{column}" if column and not column.startswith("group") else title)
+    for axes in grid[::2]:
+        axes.set_ylabel("accuracy (%)" if curves["columns"] == "split" else "test accuracy (%)")
+    figure.supxlabel(curves["x_label"], fontsize=style.RC["axes.labelsize"])
+    style.legend(figure, grid)
+    seeds, diverged = record["spec"]["seeds"], int(table["diverged"].sum())
+    below = bool((points["mean"] < points["mean"].max() - SHOWN_ERROR * (100 - points["mean"].max())).any())
     style.footer(
         figure,
-        f"scale {record['spec']['scale']}",
+        f"scale {spec['scale']}",
         f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}",
-        "dotted: without a penalty",
-        f"× loss not finite: {diverged} of {len(table)}" if diverged else "every loss finite",
-        "▼ mean below the axis",
+        *(["dotted: without a penalty"] if x == "strength" else []),
+        f"× with a number: that many seeds diverged, of {seeds}" if diverged else "no seed diverged",
+        *(["▼ mean below the axis"] if below else []),
     )
-    return figure, points.rename(columns={"mean": "test_accuracy_percent", "low": "ci95_low", "high": "ci95_high"})
+    points = points.drop(columns=["column"] if curves["columns"] in ("recipe", "activation") else [])
+    points = points.rename(columns={"x": x, "mean": "accuracy_percent", "low": "ci95_low", "high": "ci95_high"})
+    return figure, points
+
+
+def _with_strengths(looks: dict[str, dict], table: pd.DataFrame) -> dict[str, dict]:
+    """Legend entries of methods with their one strength: ``gradient penalty, ρ = 0.1``."""
+    for name, look in looks.items():
+        strengths = table.loc[table["method"] == name, "strength"].unique()
+        if name != "sgd" and len(strengths) == 1:
+            look["label"] += f", {METHODS.parse(name).symbol} = {strengths[0]:g}"
+    return looks

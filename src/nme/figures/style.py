@@ -1,4 +1,10 @@
-"""What all figures share: sizes, fonts, colours, the footer."""
+"""What all figures share: sizes, fonts, colours, panels, the legend, the footer.
+
+Figures are as wide as a journal's column and legible there: two panels side by side, letters of 6 points and more.
+"""
+
+import math
+import textwrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -7,21 +13,23 @@ from nme import __version__
 
 CM = 1 / 2.54
 COLUMN = 8.5 * CM  # width of a journal's column, in inches
-PAGE = 17 * CM
+PANEL_HEIGHT = 3.9 * CM
 
 RC = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6,
+    "ytick.labelsize": 6,
+    "legend.fontsize": 6.5,
     "legend.frameon": False,
+    "legend.columnspacing": 1.2,
+    "legend.handlelength": 1.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.5,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 3,
     "figure.constrained_layout.use": True,
     "figure.dpi": 100,
     "savefig.dpi": 300,
@@ -43,22 +51,71 @@ def colours(chosen: dict[str, str], names: list[str]) -> dict[str, str]:
     }
 
 
+def panels(number: int) -> tuple[Figure, list[Axes]]:
+    """A figure of a column's width with ``number`` panels, two in a row."""
+    columns = min(number, 2)
+    rows = math.ceil(number / columns)
+    figure = Figure(figsize=(COLUMN, rows * PANEL_HEIGHT + 2.2 * CM))
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[number:]:
+        axes.set_visible(False)
+    return figure, grid[:number]
+
+
+def legend(figure: Figure, grid: list[Axes]) -> None:
+    """One legend above all panels: every label once."""
+    found = {}
+    for axes in grid:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    columns = 2 if max(map(len, found)) > 16 else 4
+    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(columns, len(found)))
+
+
 def footer(figure: Figure, *facts: str) -> None:
-    """A discreet line below everything: the facts and the version."""
-    figure.get_layout_engine().set(rect=(0, 0.045, 1, 0.955))
-    figure.text(0.01, 0.008, " · ".join([*facts, f"nme {__version__}"]), fontsize=5, color="0.45", va="bottom")
+    """Discreet lines below everything: the facts and the version."""
+    text = textwrap.fill(" · ".join([*facts, f"nme {__version__}"]), width=105)
+    height = (0.1 + 0.19 * (text.count("\n") + 1)) * CM / figure.get_figheight()
+    figure.get_layout_engine().set(rect=(0, height, 1, 1 - height))
+    figure.text(0.01, 0.03 * CM / figure.get_figheight(), text, fontsize=4.5, color="0.4", va="bottom", linespacing=1.1)
 
 
-def strength_axis(axes: Axes, strengths: list[float], label: str) -> None:
+def strength_axis(axes: Axes, strengths: list[float]) -> None:
     """A logarithmic axis of strengths that shows 0, at the left end of a short linear part."""
     positive = [s for s in strengths if s > 0]
     if positive:
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
         axes.set_xlim(-0.3 * min(positive), 1.3 * max(positive))
+    _ticks(axes, strengths)
+
+
+def parameter_axis(axes: Axes, values: list[float]) -> None:
+    """A logarithmic axis of values > 0, with base 2."""
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(min(values) / 1.2, max(values) * 1.2)
+    _ticks(axes, values)
+
+
+def _ticks(axes: Axes, values: list[float]) -> None:
+    """Ticks at the values; labels where they do not touch: closer than a fifth of a decade, one of two has none."""
+    span = math.log10(max(values) / min(v for v in values if v > 0)) if max(values) > 0 else 0
+    apart = 10 ** max(0.17, span / 6)
     shown: list[float] = []
-    for strength in sorted(strengths):  # labels closer than a factor of 1.4 would touch
-        if not shown or shown[-1] == 0 or strength >= 1.4 * shown[-1]:
-            shown.append(strength)
-    axes.set_xticks(shown, [f"{s:g}" for s in shown])
+    for value in sorted(values):
+        if not shown or shown[-1] == 0 or value >= apart * shown[-1]:
+            shown.append(value)
+    axes.set_xticks(values, [_short(v) if v in shown else "" for v in values])
     axes.minorticks_off()
-    axes.set_xlabel(label)
+
+
+def _short(value: float) -> str:
+    """A number for an axis: below 0.01 as a power of ten.
+
+    >>> _short(0.03), _short(0.003), _short(0.001)
+    ('0.03', '3·10$^{-3}$', '10$^{-3}$')
+    """
+    if value == 0 or value >= 0.01:
+        return f"{value:g}"
+    exponent = math.floor(math.log10(value) + 1e-9)
+    factor = value / 10**exponent
+    return f"{'' if round(factor, 6) == 1 else f'{factor:g}·'}10$^{{{exponent}}}$"

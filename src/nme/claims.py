@@ -1,0 +1,199 @@
+"""Claims stage: which of the paper's claims hold here, with intervals, by one rule.
+
+A claim is data (``config/figures/claims.yaml``): one or more contrasts, each a difference of mean final test accuracies
+in points. Seeds are paired: the same seed has the same start and the same order of the data in every cell, so a contrast
+is taken within a seed, averaged over the recipes of the figure, and its interval is Student's t over the seeds (n − 1
+degrees of freedom, 95 %). A member that diverged counts with the accuracy of guessing.
+
+The rule, δ being the smallest effect of interest (``smallest_effect``, in points). A contrast is expected to be
+
+    positive      the effect is above 0        tested: effect ≤ 0, one-sided t; supported needs an estimate of at least δ
+    similar       |effect| is below δ          tested: |effect| ≥ δ, the larger p of two one-sided t-tests
+    not negative  the effect is above −δ       tested: effect ≤ −δ, one-sided t
+
+A claim is *supported* if all its contrasts are as expected at 5 %, where its p is the largest of theirs, corrected for
+the number of claims by Holm's method. It is *not supported* if the 95 % interval of any of its contrasts excludes what
+is expected: it lies below δ (positive), beyond ±δ (similar) or below −δ (not negative). Otherwise it is *inconclusive*.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from scipy.stats import t
+
+from nme import parquet
+from nme.errors import NmeError
+from nme.files import atomic
+from nme.provenance import provenance
+
+LEVEL = 0.05
+
+
+def effects(table: pd.DataFrame, contrast: dict) -> pd.DataFrame:
+    """The contrast within each recipe and seed, in accuracy points.
+
+    Args:
+        table: ``tables.collect``'s, one row a member.
+        contrast: ``plus`` and ``minus``, lists of terms; a term is a list of (activation, method, strength) to average.
+
+    Returns:
+        Rows seeds, columns panels (titles of recipes).
+
+    Raises:
+        NmeError: the table lacks a cell of the contrast.
+    """
+    accuracy = 100 * table["test_accuracy"].astype(float).where(~table["diverged"], table["chance"])
+    table = table.assign(points=accuracy)
+    total: pd.DataFrame | float = 0.0
+    for sign, terms in ((1, contrast["plus"]), (-1, contrast["minus"])):
+        for term in terms:
+            total = total + sign * sum(_accuracy(table, *cell) for cell in term) / len(term)
+    return total
+
+
+def _accuracy(table: pd.DataFrame, activation: str, method: str, strength: str) -> pd.DataFrame:
+    is_cell = (table["activation"] == activation) & (table["method"] == method) & (table["strength"] == float(strength))
+    if not is_cell.any():
+        raise NmeError(f"the table has no training {activation}/{method}/{strength}; make it again")
+    return table[is_cell].pivot(index="seed", columns="panel", values="points")
+
+
+def judge(values: np.ndarray, expect: str, smallest: float) -> dict:
+    """Estimate, interval and test of one contrast by the rule above.
+
+    Args:
+        values: the contrast of each seed.
+        expect: positive, similar or not negative.
+        smallest: δ.
+
+    Returns:
+        effect, low, high, p, and whether the interval excludes what is expected; with fewer than two seeds there is no
+        interval, and p is 1.
+    """
+    n, effect = len(values), float(np.mean(values))
+    if n < 2:
+        return {"effect": effect, "low": np.nan, "high": np.nan, "p": 1.0, "excluded": False}
+    error = float(np.std(values, ddof=1)) / np.sqrt(n)
+    half = t.ppf(1 - LEVEL / 2, n - 1) * error
+    low, high = effect - half, effect + half
+
+    def above(bound: float) -> float:
+        """p of 'effect ≤ bound'."""
+        return float(t.sf((effect - bound) / error, n - 1)) if error > 0 else float(effect <= bound)
+
+    def below(bound: float) -> float:
+        """p of 'effect ≥ bound'."""
+        return float(t.cdf((effect - bound) / error, n - 1)) if error > 0 else float(effect >= bound)
+
+    if expect == "positive":
+        p, excluded = above(0) if effect >= smallest else 1.0, high < smallest
+    elif expect == "similar":
+        p, excluded = max(above(-smallest), below(smallest)), low > smallest or high < -smallest
+    else:
+        p, excluded = above(-smallest), high < -smallest
+    return {"effect": effect, "low": low, "high": high, "p": p, "excluded": bool(excluded)}
+
+
+def holm(p: list[float]) -> list[float]:
+    """p values corrected by Holm's step-down method, in the given order.
+
+    >>> [round(x, 3) for x in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p, kind="stable")
+    corrected, highest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = highest
+    return corrected
+
+
+def decide(spec: dict, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a contrast: claim, says, figure, contrast, expect, effect, low, high, by_panel, p, p_holm, verdict.
+
+    Args:
+        spec: ``grid.claims_spec``.
+        tables: by figure.
+
+    ``p_holm`` and ``verdict`` are the claim's, the same in all its rows.
+    """
+    claims = []
+    for claim in spec["claims"]:
+        rows = []
+        for contrast in claim["contrasts"]:
+            within = effects(tables[claim["figure"]], contrast)
+            found = judge(within.mean(axis=1).to_numpy(), contrast["expect"], spec["smallest_effect"])
+            head = {"claim": claim["number"], "says": claim["says"], "figure": claim["figure"]}
+            by_panel = "; ".join(f"{panel}: {value:+.1f}" for panel, value in within.mean().items())
+            rows.append(head | {"contrast": contrast["name"], "expect": contrast["expect"]} | found)
+            rows[-1] |= {"by_panel": by_panel, "seeds": len(within)}
+        claims.append(rows)
+    corrected = holm([max(row["p"] for row in rows) for rows in claims])
+    for rows, p in zip(claims, corrected, strict=True):
+        excluded = [row.pop("excluded") for row in rows]
+        verdict = "supported" if p <= LEVEL else "not supported" if any(excluded) else "inconclusive"
+        for row in rows:
+            row |= {"p_holm": p, "verdict": verdict}
+    return pd.DataFrame([row for rows in claims for row in rows])
+
+
+def written(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table for readers: one row a claim, its contrasts on lines of their own."""
+    found = []
+    for number, claim in rows.groupby("claim", sort=False):
+        lines = [
+            f"{r.contrast}: {r.effect:+.1f} [{r.low:+.1f}, {r.high:+.1f}], expected {r.expect} ({r.by_panel})"
+            for r in claim.itertuples()
+        ]
+        first = claim.iloc[0]
+        found.append(
+            {
+                "": number,
+                "claim": first["says"],
+                "figure": first["figure"],
+                "effect in accuracy points [95 % interval]": "<br>".join(lines),
+                "p (Holm)": f"{first['p_holm']:.2g}",
+                "verdict": first["verdict"],
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def write_claims(spec: dict, output: Path) -> None:
+    """Decide the claims and write them as parquet, Markdown and HTML.
+
+    Args:
+        spec: ``grid.claims_spec``.
+        output: the parquet file; the others have its name with their ending.
+
+    Raises:
+        NmeError: a table is missing, damaged, or not of these settings.
+    """
+    began = time.monotonic()
+    tables = {claim["figure"]: parquet.read(Path(claim["table"]))[0].to_pandas() for claim in spec["claims"]}
+    rows = decide(spec, tables)
+    table = written(rows)
+    counts = rows.groupby("claim")["verdict"].first().value_counts()
+    summary = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+    rule = (
+        f"Scale {spec['scale']}, {rows['seeds'].max()} paired seeds, {summary}. Smallest effect of interest "
+        f"{spec['smallest_effect']:g} points; the rule stands at the head of src/nme/claims.py."
+    )
+    with atomic(output.with_suffix(".md")) as path:
+        path.write_text(f"# Claims\n\n{rule}\n\n{_markdown(table)}", encoding="utf-8")
+    with atomic(output.with_suffix(".html")) as path:
+        page = f"<style>{_CSS}</style><h1>Claims</h1><p>{rule}</p>{table.to_html(index=False, escape=False, border=0)}"
+        path.write_text(f'<!doctype html><meta charset="utf-8"><title>Claims</title>{page}\n', encoding="utf-8")
+    record = provenance(spec, time.monotonic() - began)
+    parquet.write(pa.Table.from_pandas(rows, preserve_index=False), output, record)
+
+
+_CSS = "body{font:14px sans-serif;margin:2em} td,th{padding:.4em .8em;text-align:left;vertical-align:top}"
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

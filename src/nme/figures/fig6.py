@@ -1,0 +1,44 @@
+"""Figure 6: how many second derivatives of β-GELU are not zero, before and after training."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nme.activations import ACTIVATIONS
+from nme.figures import style
+from nme.figures.curves import over_seeds
+
+# Before training is grey, after it is black: neither an activation's colour nor a method's.
+LOOKS = {
+    0: {"color": "#999999", "marker": "o", "linestyle": "--", "label": "before training"},
+    1: {"color": "#000000", "marker": "s", "label": "after training"},
+}
+
+
+def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
+    """Fraction of φ'' that are not zero (%) against β, over all hidden units and a fixed part of the training data."""
+    whole = table[(table["quantity"] == "second_derivatives") & (table["layer"] == "")]
+    whole = whole.assign(
+        beta=[float(ACTIVATIONS.parse(a).values["beta"]) for a in whole["activation"]],
+        percent=100 * whole["value"],
+        diverged=False,
+    )
+    points = over_seeds(whole[whole["at"].isin(LOOKS)], ["recipe", "panel", "beta", "at"], "percent")
+    recipes = list(dict.fromkeys(points["recipe"]))
+    figure, grid = style.panels(len(recipes))
+    for axes, recipe in zip(grid, recipes, strict=True):
+        here = points[points["recipe"] == recipe]
+        for at, look in LOOKS.items():
+            line = here[here["at"] == at].sort_values("beta")
+            axes.fill_between(line["beta"], line["low"], line["high"], color=look["color"], alpha=0.2, linewidth=0)
+            axes.plot(line["beta"], line["mean"], **look)
+        axes.set_ylim(0, 105)
+        style.parameter_axis(axes, sorted(points["beta"].unique()))
+        axes.set_title(here["panel"].iloc[0])
+    grid[0].set_ylabel("|φ″| > 10$^{-3}$ max |φ″|\n(% of units × examples)")
+    figure.supxlabel("β of β-GELU", fontsize=style.RC["axes.labelsize"])
+    style.legend(figure, grid)
+    seeds = record["spec"]["seeds"]
+    interval = f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}"
+    style.footer(figure, f"scale {spec['scale']}", interval, "plain SGD", "training data, eval mode")
+    names = {"mean": "nonzero_percent", "low": "ci95_low", "high": "ci95_high"}
+    return figure, points.drop(columns="diverged").rename(columns=names)
