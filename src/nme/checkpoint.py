@@ -1,7 +1,7 @@
 """Resume checkpoints: a job that was stopped goes on where it was and ends with the same result; and snapshots.
 
-A resume checkpoint is an undeclared file beside the job's output (Snakemake deletes declared outputs of a failed job). It is
-written atomically, holds the identity of the job it belongs to, and is removed when the job has succeeded.
+A resume checkpoint is an undeclared file beside the job's output (Snakemake deletes declared outputs of a failed job).
+It is written atomically, holds the identity of the job it belongs to, and is removed when the job has succeeded.
 """
 
 import io
@@ -141,8 +141,8 @@ class StopRequest:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for received, handler in self._before.items():
+            signal.signal(received, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name

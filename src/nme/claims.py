@@ -1,13 +1,13 @@
 """Claims stage: which of the paper's claims hold here, with intervals, by one rule.
 
-A claim is data (``config/figures/claims.yaml``): one or more contrasts, each a difference of mean final test accuracies
-in points. Seeds are paired: the same seed has the same start and the same order of the data in every cell, so a contrast
-is taken within a seed, averaged over the recipes of the figure, and its interval is Student's t over the seeds (n − 1
-degrees of freedom, 95 %). A member that diverged counts with the accuracy of guessing.
+A claim is data (``config/figures/claims.yaml``): one or more contrasts, each a difference of mean final test
+accuracies in points. Seeds are paired: the same seed has the same start and the same order of the data in every cell,
+so a contrast is taken within a seed, averaged over the recipes of the figure, and its interval is Student's t over the
+seeds (n − 1 degrees of freedom, 95 %). A member that diverged counts with the accuracy of guessing.
 
 The rule, δ being the smallest effect of interest (``smallest_effect``, in points). A contrast is expected to be
 
-    positive      the effect is above 0        tested: effect ≤ 0, one-sided t; supported needs an estimate of at least δ
+    positive      the effect is above 0        tested: effect ≤ 0, one-sided t; and the estimate is at least δ
     similar       |effect| is below δ          tested: |effect| ≥ δ, the larger p of two one-sided t-tests
     not negative  the effect is above −δ       tested: effect ≤ −δ, one-sided t
 
@@ -81,11 +81,11 @@ def judge(values: np.ndarray, expect: str, smallest: float) -> dict:
     low, high = effect - half, effect + half
 
     def above(bound: float) -> float:
-        """p of 'effect ≤ bound'."""
+        """The p value of 'effect ≤ bound'."""
         return float(t.sf((effect - bound) / error, n - 1)) if error > 0 else float(effect <= bound)
 
     def below(bound: float) -> float:
-        """p of 'effect ≥ bound'."""
+        """The p value of 'effect ≥ bound'."""
         return float(t.cdf((effect - bound) / error, n - 1)) if error > 0 else float(effect >= bound)
 
     if expect == "positive":
@@ -98,7 +98,7 @@ def judge(values: np.ndarray, expect: str, smallest: float) -> dict:
 
 
 def holm(p: list[float]) -> list[float]:
-    """p values corrected by Holm's step-down method, in the given order.
+    """The p values corrected by Holm's step-down method, in the given order.
 
     >>> [round(x, 3) for x in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]

@@ -290,7 +290,9 @@ class Figure(Closed):
     Without ``curves`` the drawing is ``src/nme/figures/<name>.py``.
     """
 
-    kind: Literal["paper", "supplementary", "claims"] = Field(description="A figure of the paper, one of ours, or the claims.")
+    kind: Literal["paper", "supplementary", "claims"] = Field(
+        description="A figure of the paper, one of ours, or the claims."
+    )
     title: str = Field(description="A short title, for the report.")
     caption: str = Field(description="What the figure shows and the claim it bears on, for the report.")
     grid: Grid | None = Field(None, description="Trainings it is made of.")

@@ -178,8 +178,7 @@ _RUNNING = {"title", "seeds_per_job", "memory_mb", "runtime_minutes"}
 def train_spec(recipe: Recipe, cell: Cell, seeds: range, snapshots: list[float]) -> dict:
     """What decides the metrics and snapshots of a training job, besides its data.
 
-    Args:
-        snapshots: when the network is kept for measurement, as fractions of the training.
+    The network is kept for measurement at the fractions ``snapshots`` of the training.
     """
     return {
         "recipe": recipe.model_dump(exclude=_RUNNING),
@@ -195,8 +194,7 @@ def train_spec(recipe: Recipe, cell: Cell, seeds: range, snapshots: list[float])
 def measure_spec(project: Project, cell: Cell, seeds: range, measurement: dict) -> dict:
     """What decides the measurements on the networks of a training job, besides them and the data.
 
-    Args:
-        measurement: that of ``measurements``.
+    ``measurement`` is the cell's of ``measurements``.
     """
     return {
         **project.scale.measurement.model_dump(),
@@ -237,9 +235,7 @@ def table_spec(project: Project, name: str) -> dict:
 def term_cells(project: Project, figure: str, term: str) -> list[tuple[str, str, str]]:
     """The (activation, method, strength) that a term of a contrast is the mean over, in any recipe of the figure.
 
-    Args:
-        figure: the figure that is to have them.
-        term: ``activation/method/axis`` or ``activation/sgd``; a comma separates alternatives.
+    A term is ``activation/method/axis`` or ``activation/sgd``; a comma separates alternatives.
 
     Raises:
         NmeError: the term is not written so, names an unknown axis, or is not among the figure's cells.
@@ -308,7 +304,8 @@ def plot_spec(project: Project, name: str) -> dict:
     if figure.grid:
         lines = figure.curves.lines if figure.curves else "activation"
         names = ["sgd", *figure.grid.method] if lines == "method" else figure.grid.activation
-        shown = [str(n) for name in names for n in expand(name, axes)]
+        registry = METHODS if lines == "method" else ACTIVATIONS
+        shown = [str(registry.parse(n)) for name in names for n in expand(name, axes)]
         spec["colours"] = _colours(getattr(project.style, lines), shown)
     return spec
 

@@ -11,7 +11,6 @@ from nme import parquet
 from nme.grid import Cell, jobs_of_seeds, measured_path, metrics_path
 from nme.provenance import provenance
 
-
 FRONT = ["recipe", "panel", "activation", "method", "strength", "seed"]
 
 

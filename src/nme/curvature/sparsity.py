@@ -10,7 +10,7 @@ THRESHOLD = 1e-3  # of the largest |φ''| there is
 
 
 def largest_second_derivative(activation: Activation) -> float:
-    """max over x of |φ''(x)|, on a grid around 0 that contains 0; 0 for a piecewise linear activation."""
+    """The maximum over x of |φ''(x)|, on a grid around 0 that contains 0; 0 for a piecewise linear activation."""
     return float(activation.second(torch.linspace(-8, 8, 4001, dtype=torch.float64)).abs().max())
 
 

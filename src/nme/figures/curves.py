@@ -163,7 +163,6 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
         axes.set_title(f"{title}\n{column}" if column and not column.startswith("group") else title)
     for axes in grid[::2]:
         axes.set_ylabel("accuracy (%)" if curves["columns"] == "split" else "test accuracy (%)")
-    figure.supxlabel(curves["x_label"], fontsize=style.RC["axes.labelsize"])
     style.legend(figure, grid)
     seeds, diverged = record["spec"]["seeds"], int(table["diverged"].sum())
     below = bool((points["mean"] < points["mean"].max() - SHOWN_ERROR * (100 - points["mean"].max())).any())
@@ -174,6 +173,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
         *(["dotted: without a penalty"] if x == "strength" else []),
         f"× with a number: that many seeds diverged, of {seeds}" if diverged else "no seed diverged",
         *(["▼ mean below the axis"] if below else []),
+        x_label=curves["x_label"],
     )
     points = points.drop(columns=["column"] if curves["columns"] in ("recipe", "activation") else [])
     points = points.rename(columns={"x": x, "mean": "accuracy_percent", "low": "ci95_low", "high": "ci95_high"})

@@ -29,16 +29,17 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
         here = points[points["recipe"] == recipe]
         for at, look in LOOKS.items():
             line = here[here["at"] == at].sort_values("beta")
-            axes.fill_between(line["beta"], line["low"], line["high"], color=look["color"], alpha=0.2, linewidth=0)
+            low, high = line["low"].clip(lower=0), line["high"].clip(upper=100)
+            axes.fill_between(line["beta"], low, high, color=look["color"], alpha=0.2, linewidth=0)
             axes.plot(line["beta"], line["mean"], **look)
         axes.set_ylim(0, 105)
         style.parameter_axis(axes, sorted(points["beta"].unique()))
         axes.set_title(here["panel"].iloc[0])
     grid[0].set_ylabel("|φ″| > 10$^{-3}$ max |φ″|\n(% of units × examples)")
-    figure.supxlabel("β of β-GELU", fontsize=style.RC["axes.labelsize"])
     style.legend(figure, grid)
     seeds = record["spec"]["seeds"]
     interval = f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}"
-    style.footer(figure, f"scale {spec['scale']}", interval, "plain SGD", "training data, eval mode")
+    facts = (f"scale {spec['scale']}", interval, "plain SGD", "training data, eval mode")
+    style.footer(figure, *facts, x_label="β of β-GELU")
     names = {"mean": "nonzero_percent", "low": "ci95_low", "high": "ci95_high"}
     return figure, points.drop(columns="diverged").rename(columns=names)

@@ -4,7 +4,6 @@ Figures are as wide as a journal's column and legible there: two panels side by 
 """
 
 import math
-import textwrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -63,21 +62,29 @@ def panels(number: int) -> tuple[Figure, list[Axes]]:
 
 
 def legend(figure: Figure, grid: list[Axes]) -> None:
-    """One legend above all panels: every label once."""
+    """One legend above all panels: every label once, in as many columns as fit."""
     found = {}
     for axes in grid:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    columns = 2 if max(map(len, found)) > 16 else 4
+    columns = max(1, 64 // (5 + max(map(len, found))))
     figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(columns, len(found)))
 
 
-def footer(figure: Figure, *facts: str) -> None:
-    """Discreet lines below everything: the facts and the version."""
-    text = textwrap.fill(" · ".join([*facts, f"nme {__version__}"]), width=105)
-    height = (0.1 + 0.19 * (text.count("\n") + 1)) * CM / figure.get_figheight()
-    figure.get_layout_engine().set(rect=(0, height, 1, 1 - height))
-    figure.text(0.01, 0.03 * CM / figure.get_figheight(), text, fontsize=4.5, color="0.4", va="bottom", linespacing=1.1)
+def footer(figure: Figure, *facts: str, x_label: str = "") -> None:
+    """Below everything: the label of all panels' x axes, and discreet lines with the facts and the version."""
+    wide = int(102 * figure.get_figwidth() / COLUMN)
+    lines = [""]
+    for fact in [*facts, f"nme {__version__}"]:
+        longer = f"{lines[-1]} · {fact}" if lines[-1] else fact
+        lines = [*lines[:-1], longer] if len(longer) <= wide else [*lines, fact]
+    unit = CM / figure.get_figheight()
+    top = 0.08 + 0.19 * len(lines)
+    figure.text(0.01, 0.04 * unit, "\n".join(lines), fontsize=4.5, color="0.4", va="bottom", linespacing=1.1)
+    if x_label:
+        figure.text(0.5, (top + 0.08) * unit, x_label, fontsize=RC["axes.labelsize"], ha="center", va="bottom")
+        top += 0.42
+    figure.get_layout_engine().set(rect=(0, top * unit, 1, 1 - top * unit))
 
 
 def strength_axis(axes: Axes, strengths: list[float]) -> None:
