@@ -240,7 +240,9 @@ class Measured(Closed):
     """What is measured on the networks of a grid while they train."""
 
     at: Identifier = Field(description="Name of an axis: when, as fractions of the training, 0 to 1.")
-    quantities: Annotated[list[_one_of("quantity", QUANTITIES)], Field(min_length=1), Names]
+    quantities: Annotated[list[_one_of("quantity", QUANTITIES)], Field(min_length=1), Names] = Field(
+        description="What is measured; src/nme/measure.py describes each."
+    )
 
 
 class Landscape(Closed):
@@ -263,8 +265,8 @@ class Contrast(Closed):
     """
 
     name: str = Field(description="What the difference is, for the table.")
-    plus: Annotated[list[str], Field(min_length=1)]
-    minus: Annotated[list[str], Field(min_length=1)]
+    plus: Annotated[list[str], Field(min_length=1)] = Field(description="Terms that are added.")
+    minus: Annotated[list[str], Field(min_length=1)] = Field(description="Terms that are subtracted.")
     expect: Literal["positive", "similar", "not negative"] = Field(description="What the claim says of it.")
 
 
@@ -274,14 +276,14 @@ class Claim(Closed):
     number: Count = Field(description="Its number in the paper's list.")
     says: str = Field(description="The claim, in a sentence.")
     figure: Identifier = Field(description="The figure whose trainings bear on it.")
-    contrasts: Annotated[list[Contrast], Field(min_length=1)]
+    contrasts: Annotated[list[Contrast], Field(min_length=1)] = Field(description="The differences it is about.")
 
 
 class Claims(Closed):
     """The claims, and what counts as a difference."""
 
     smallest_effect: PositiveFloat = Field(description="Smallest effect of interest, in accuracy points.")
-    list: Annotated[list[Claim], Field(min_length=1)]
+    list: Annotated[list[Claim], Field(min_length=1, description="The claims, in the order of the table.")]
 
 
 class Figure(Closed):
@@ -464,7 +466,8 @@ def _check_names(figure: Figure, scale: Scale, path: str, name: str) -> None:
     for axis in axes["measure.at"]:
         late = [value for value in scale.axes[axis] if float(value) > 1]
         if late:
-            raise NmeError(f"config/scales/{name}.yaml: axes.{axis} has {late[0]} (allowed: fractions, 0 to 1)")
+            where = Path(path).parents[1] / "scales" / f"{name}.yaml"
+            raise NmeError(f"{where}: axes.{axis} has {late[0]} (allowed: fractions, 0 to 1)")
 
 
 def write_schemas(folder: Path) -> None:
