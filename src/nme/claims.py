@@ -3,7 +3,8 @@
 A claim is data (``config/figures/claims.yaml``): one or more contrasts, each a difference of mean final test
 accuracies in points. Seeds are paired: the same seed has the same start and the same order of the data in every cell,
 so a contrast is taken within a seed, averaged over the recipes of the figure, and its interval is Student's t over the
-seeds (n − 1 degrees of freedom, 95 %). A member that diverged counts with the accuracy of guessing.
+seeds (n − 1 degrees of freedom, 95 %). A member that diverged counts with the accuracy of guessing. A contrast may be
+of traces at the end of the training instead, in percent of a reference; a diverged member has none and is left out.
 
 The rule, δ being the smallest effect of interest (``smallest_effect``, in points). A contrast is expected to be
 
@@ -33,11 +34,12 @@ LEVEL = 0.05
 
 
 def effects(table: pd.DataFrame, contrast: dict) -> pd.DataFrame:
-    """The contrast within each recipe and seed, in accuracy points.
+    """The contrast within each recipe and seed: in accuracy points, or in percent of a trace.
 
     Args:
-        table: ``tables.collect``'s, one row a member.
+        table: ``tables.collect``'s.
         contrast: ``plus`` and ``minus``, lists of terms; a term is a list of (activation, method, strength) to average.
+            ``trace``: None, or of which ``operator`` and ``percent_of`` which term.
 
     Returns:
         Rows seeds, columns panels (titles of recipes).
@@ -45,20 +47,38 @@ def effects(table: pd.DataFrame, contrast: dict) -> pd.DataFrame:
     Raises:
         NmeError: the table lacks a cell of the contrast.
     """
-    accuracy = 100 * table["test_accuracy"].astype(float).where(~table["diverged"], table["chance"])
-    table = table.assign(points=accuracy)
+    values = _accuracies(table) if contrast["trace"] is None else _traces(table, **contrast["trace"])
     total: pd.DataFrame | float = 0.0
     for sign, terms in ((1, contrast["plus"]), (-1, contrast["minus"])):
         for term in terms:
-            total = total + sign * sum(_accuracy(table, *cell) for cell in term) / len(term)
+            total = total + sign * _mean(values, term)
     return total
 
 
-def _accuracy(table: pd.DataFrame, activation: str, method: str, strength: str) -> pd.DataFrame:
-    is_cell = (table["activation"] == activation) & (table["method"] == method) & (table["strength"] == float(strength))
-    if not is_cell.any():
-        raise NmeError(f"the table has no training {activation}/{method}/{strength}; make it again")
-    return table[is_cell].pivot(index="seed", columns="panel", values="points")
+def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a member with its ``value``, the accuracy in percent."""
+    return table.assign(value=100 * table["test_accuracy"].astype(float).where(~table["diverged"], table["chance"]))
+
+
+def _traces(table: pd.DataFrame, operator: str, percent_of: list) -> pd.DataFrame:
+    """One row a member with its ``value``, the trace at the last measurement, in percent of a term's mean trace."""
+    is_trace = (table["quantity"] == "traces") & (table["operator"] == operator) & (table["at"] == table["at"].max())
+    by = ["activation", "method", "strength", "panel", "seed"]
+    rows = table[is_trace].groupby(by, as_index=False)["value"].mean()
+    size = _mean(rows, percent_of).mean().abs()
+    return rows.assign(value=100 * rows["value"] / rows["panel"].map(size))
+
+
+def _mean(rows: pd.DataFrame, term: list) -> pd.DataFrame:
+    """The mean over the cells of a term, rows seeds, columns panels."""
+    found = []
+    for activation, method, strength in term:
+        is_cell = (rows["activation"] == activation) & (rows["method"] == method)
+        cell = rows[is_cell & (rows["strength"] == float(strength))]
+        if cell.empty:
+            raise NmeError(f"the table has no value of {activation}/{method}/{strength}; make it again")
+        found.append(cell.pivot(index="seed", columns="panel", values="value"))
+    return sum(found) / len(found)
 
 
 def judge(values: np.ndarray, expect: str, smallest: float) -> dict:
@@ -73,7 +93,8 @@ def judge(values: np.ndarray, expect: str, smallest: float) -> dict:
         effect, low, high, p, and whether the interval excludes what is expected; with fewer than two seeds there is no
         interval, and p is 1.
     """
-    n, effect = len(values), float(np.mean(values))
+    n = len(values)
+    effect = float(np.mean(values)) if n else np.nan
     if n < 2:
         return {"effect": effect, "low": np.nan, "high": np.nan, "p": 1.0, "excluded": False}
     error = float(np.std(values, ddof=1)) / np.sqrt(n)
@@ -116,7 +137,7 @@ def decide(spec: dict, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
     Args:
         spec: ``grid.claims_spec``.
-        tables: by figure.
+        tables: by path.
 
     ``p_holm`` and ``verdict`` are the claim's, the same in all its rows.
     """
@@ -124,7 +145,7 @@ def decide(spec: dict, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     for claim in spec["claims"]:
         rows = []
         for contrast in claim["contrasts"]:
-            within = effects(tables[claim["figure"]], contrast)
+            within = effects(tables[contrast["table"]], contrast).dropna()
             found = judge(within.mean(axis=1).to_numpy(), contrast["expect"], spec["smallest_effect"])
             head = {"claim": claim["number"], "says": claim["says"], "figure": claim["figure"]}
             by_panel = "; ".join(f"{panel}: {value:+.1f}" for panel, value in within.mean().items())
@@ -173,7 +194,8 @@ def write_claims(spec: dict, output: Path) -> None:
         NmeError: a table is missing, damaged, or not of these settings.
     """
     began = time.monotonic()
-    tables = {claim["figure"]: parquet.read(Path(claim["table"]))[0].to_pandas() for claim in spec["claims"]}
+    paths = {contrast["table"] for claim in spec["claims"] for contrast in claim["contrasts"]}
+    tables = {path: parquet.read(Path(path))[0].to_pandas() for path in paths}
     rows = decide(spec, tables)
     table = written(rows)
     counts = rows.groupby("claim")["verdict"].first().value_counts()

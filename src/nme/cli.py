@@ -99,7 +99,7 @@ def measure(
     from nme.device import prepare_device
     from nme.measure import measure
 
-    settings = _settings(spec, "recipe", "activation", "seeds", "at", "quantities", "examples")
+    settings = _settings(spec, "recipe", "activation", "seeds", "quantities", "examples")
     measure(settings, data, snapshots, output, prepare_device(device, settings["recipe"]["threads"]))
 
 

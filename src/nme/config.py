@@ -119,6 +119,7 @@ Number = Annotated[
 ]
 Axis = Annotated[list[Number], Field(min_length=1), AfterValidator(_distinct)]
 Names = AfterValidator(_distinct)
+Operator = Literal["H", "G", "N"]
 
 
 class Config(Closed):
@@ -184,6 +185,9 @@ class Measurement(Closed):
     """How curvature is measured, the same for all figures."""
 
     examples: Count = Field(500, description="Training examples it is measured on, class-balanced.")
+    probes: Count = Field(16, description="Random probes of traces and norms.")
+    spectrum_probes: Count = Field(2, description="Random start vectors of Lanczos.")
+    lanczos_steps: Count = Field(30, description="Steps of Lanczos from each of them.")
 
 
 class Scale(Closed):
@@ -257,6 +261,13 @@ class Landscape(Closed):
     seed: NonNegativeInt = Field(description="Seed of the other weights, the input and the target.")
 
 
+class Trace(Closed):
+    """The trace of an operator at the end of the training, in percent of its size in another training."""
+
+    operator: Operator
+    percent_of: str = Field(description="A term: 100 is the size of its mean trace.")
+
+
 class Contrast(Closed):
     """A difference of mean test accuracies, in points: the sum of ``plus`` minus the sum of ``minus``.
 
@@ -265,9 +276,17 @@ class Contrast(Closed):
     """
 
     name: str = Field(description="What the difference is, for the table.")
-    plus: Annotated[list[str], Field(min_length=1)] = Field(description="Terms that are added.")
-    minus: Annotated[list[str], Field(min_length=1)] = Field(description="Terms that are subtracted.")
+    figure: Identifier | None = Field(None, description="Whose trainings, if not the claim's figure's.")
+    trace: Trace | None = Field(None, description="Instead of accuracies: traces, of a figure that measures them.")
+    plus: list[str] = []
+    minus: list[str] = []
     expect: Literal["positive", "similar", "not negative"] = Field(description="What the claim says of it.")
+
+    @model_validator(mode="after")
+    def _some_term(self) -> "Contrast":
+        if not self.plus and not self.minus:
+            raise ValueError("give a term in 'plus' or 'minus'")
+        return self
 
 
 class Claim(Closed):
@@ -323,6 +342,7 @@ class Style(Closed):
 
     activation: dict[_coloured(ACTIVATIONS), Colour] = Field(description="Colour of each activation, as #rrggbb.")
     method: dict[_coloured(METHODS), Colour] = Field(description="Colour of each training method, as #rrggbb.")
+    operator: dict[Operator, Colour] = Field(description="Colour of each of H, G and N, as #rrggbb.")
 
 
 class Project(Closed):

@@ -125,20 +125,25 @@ def training_jobs(figure: Figure, scale: Scale) -> list[tuple[Cell, range]]:
     ]
 
 
-def measurements(project: Project) -> dict[Cell, dict]:
+def measurements(project: Project) -> dict[Cell, dict[str, list[float]]]:
     """What is measured on the networks of each cell that a figure measures: all that any of them asks for.
 
     Returns:
-        For each such cell ``at`` (fractions of the training, as numbers) and ``quantities``.
+        For each such cell the quantities, each with when: fractions of the training, ascending.
     """
-    wanted: dict[Cell, tuple[set, set]] = {}
+    wanted: dict[Cell, dict[str, set[float]]] = {}
     for figure in project.figures.values():
         if figure.measure:
+            at = {float(value) for value in project.scale.axes[figure.measure.at]}
             for cell in cells(figure, project.scale):
-                at, quantities = wanted.setdefault(cell, (set(), set()))
-                at.update(float(value) for value in project.scale.axes[figure.measure.at])
-                quantities.update(figure.measure.quantities)
-    return {cell: {"at": sorted(at), "quantities": sorted(q)} for cell, (at, q) in wanted.items()}
+                for quantity in figure.measure.quantities:
+                    wanted.setdefault(cell, {}).setdefault(quantity, set()).update(at)
+    return {cell: {name: sorted(at) for name, at in sorted(found.items())} for cell, found in wanted.items()}
+
+
+def snapshots(measurement: dict[str, list[float]]) -> list[float]:
+    """When the network of a cell is kept, as fractions of the training: whenever a quantity of it is measured."""
+    return sorted({at for times in measurement.values() for at in times})
 
 
 def sources(project: Project, name: str) -> list[str]:
@@ -147,7 +152,8 @@ def sources(project: Project, name: str) -> list[str]:
     if figure.landscape:
         return [f"results/{scale}/landscape/{name}.parquet"]
     if figure.claims:
-        return [table_path(project, n) for n in dict.fromkeys(claim.figure for claim in figure.claims.list)]
+        read = [c.figure or claim.figure for claim in figure.claims.list for c in claim.contrasts]
+        return [table_path(project, n) for n in dict.fromkeys(read)]
     path = measured_path if figure.measure else metrics_path
     return [path(scale, cell, seeds) for cell, seeds in training_jobs(figure, project.scale)]
 
@@ -191,7 +197,7 @@ def train_spec(recipe: Recipe, cell: Cell, seeds: range, snapshots: list[float])
     }
 
 
-def measure_spec(project: Project, cell: Cell, seeds: range, measurement: dict) -> dict:
+def measure_spec(project: Project, cell: Cell, seeds: range, measurement: dict[str, list[float]]) -> dict:
     """What decides the measurements on the networks of a training job, besides them and the data.
 
     ``measurement`` is the cell's of ``measurements``.
@@ -201,7 +207,7 @@ def measure_spec(project: Project, cell: Cell, seeds: range, measurement: dict) 
         "recipe": project.scale.recipes[cell.recipe].model_dump(exclude=_RUNNING),
         "activation": cell.activation,
         "seeds": list(seeds),
-        **measurement,
+        "quantities": measurement,
         "version": STAGE_VERSION["measure"],
     }
 
@@ -275,8 +281,7 @@ def claims_spec(project: Project, name: str) -> dict:
                 "number": claim.number,
                 "says": claim.says,
                 "figure": claim.figure,
-                "table": table_path(project, claim.figure),
-                "contrasts": [_contrast_spec(project, claim.figure, c) for c in claim.contrasts],
+                "contrasts": [_contrast_spec(project, c.figure or claim.figure, c) for c in claim.contrasts],
             }
             for claim in claims.list
         ],
@@ -285,14 +290,26 @@ def claims_spec(project: Project, name: str) -> dict:
 
 
 def _contrast_spec(project: Project, figure: str, contrast: Contrast) -> dict:
-    trained = [name for name, f in project.figures.items() if f.grid and not f.measure]
+    traced = contrast.trace is not None
+    able = [
+        name
+        for name, f in project.figures.items()
+        if f.grid and ("traces" in f.measure.quantities if f.measure else False) == traced
+    ]
     try:
-        if figure not in trained:
-            raise NmeError(unknown("figure with trainings", figure, trained))
+        if figure not in able:
+            raise NmeError(unknown("figure with traces" if traced else "figure with accuracies", figure, able))
         terms = {side: [term_cells(project, figure, t) for t in getattr(contrast, side)] for side in ("plus", "minus")}
+        trace = None
+        if traced:
+            trace = {
+                "operator": contrast.trace.operator,
+                "percent_of": term_cells(project, figure, contrast.trace.percent_of),
+            }
     except NmeError as error:
         raise NmeError(f"claims: contrast '{contrast.name}': {error}") from None
-    return {"name": contrast.name, "expect": contrast.expect, **terms}
+    described = {"name": contrast.name, "expect": contrast.expect, "trace": trace}
+    return {**described, "table": table_path(project, figure), **terms}
 
 
 def plot_spec(project: Project, name: str) -> dict:
@@ -301,8 +318,10 @@ def plot_spec(project: Project, name: str) -> dict:
     spec = {"figure": name, "scale": project.config.scale, "version": STAGE_VERSION["plot"]}
     if figure.curves:
         spec["curves"] = figure.curves.model_dump()
-    if figure.grid:
-        lines = figure.curves.lines if figure.curves else "activation"
+    if figure.measure:
+        spec["colours"] = dict(project.style.operator)
+    elif figure.grid:
+        lines = figure.curves.lines
         names = ["sgd", *figure.grid.method] if lines == "method" else figure.grid.activation
         registry = METHODS if lines == "method" else ACTIVATIONS
         shown = [str(registry.parse(n)) for name in names for n in expand(name, axes)]

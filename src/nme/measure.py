@@ -7,6 +7,7 @@ This module is imported to check a configuration, where torch may be absent, so 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from nme.curvature import Curvature
     from nme.products import Batch
 
 
@@ -27,12 +29,18 @@ class Value(NamedTuple):
         operator: H, G or N; empty where it is of none of them.
         layer: empty: of the whole network.
         probe: number of the random probe; -1: of none.
+        index: of a Ritz value, ascending; -1: it is none.
+        weight: of a Ritz value in the spectral density; nan: it is none.
+        error: a bound of the value's numerical error, where there is one; else nan.
     """
 
     value: float
     operator: str = ""
     layer: str = ""
     probe: int = -1
+    index: int = -1
+    weight: float = math.nan
+    error: float = math.nan
 
 
 Quantity = Callable[["nn.Module", "Batch", dict, int], Iterator[Value]]
@@ -62,11 +70,76 @@ def second_derivatives(model: nn.Module, batch: Batch, settings: dict, seed: int
         yield Value(nonzero / units)
 
 
+@quantity
+def traces(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
+    """uᵀHu, uᵀGu and uᵀNu of each probe: samples of the traces. ``settings["probes"]`` probes."""
+    from nme.curvature import traces
+
+    found = traces(_curvature(model, batch), settings["probes"], _stream(seed, "traces"))
+    for symbol, estimate in found.items():
+        for probe, value in enumerate(estimate.samples.tolist()):
+            yield Value(value, symbol, probe=probe)
+
+
+@quantity
+def squared_norms(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
+    """‖Hu‖², ‖Gu‖² and ‖Nu‖² of each probe: samples of the squared Frobenius norms; per layer ‖N_ll u‖² of its block.
+
+    The diagonal blocks N_ll hold all that comes from second derivatives of activations (paper.md §1).
+    """
+    from nme.curvature import frobenius_norms, layers, nme_block_norms
+
+    curvature = _curvature(model, batch)
+    for symbol, estimate in frobenius_norms(curvature, settings["probes"], _stream(seed, "norms")).items():
+        for probe, value in enumerate(estimate.samples.tolist()):
+            yield Value(value, symbol, probe=probe)
+    for layer, estimate in nme_block_norms(
+        curvature, layers(model), settings["probes"], _stream(seed, "norms")
+    ).items():
+        if layer:
+            for probe, value in enumerate(estimate.samples.tolist()):
+                yield Value(value, "N", layer=layer, probe=probe)
+
+
+@quantity
+def spectrum(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
+    """Ritz values of H, G and N with their weights and residuals, from a Lanczos run a probe.
+
+    They are the nodes of the spectral density, and the first and last are the extreme eigenvalues. ``spectrum_probes``
+    and ``lanczos_steps`` of the settings say how many; all three operators start from the same vectors.
+    """
+    from nme.curvature import NME, GaussNewton, Hessian, Probes, lanczos
+
+    curvature = _curvature(model, batch)
+    for operator in (Hessian(curvature), GaussNewton(curvature), NME(curvature)):
+        starts = Probes(
+            curvature.size, settings["spectrum_probes"], _stream(seed, "spectrum"), "normal", curvature.dtype
+        )
+        for probe, start in enumerate(starts):
+            ritz = lanczos(operator, settings["lanczos_steps"], start)
+            columns = zip(ritz.values.tolist(), ritz.weights.tolist(), ritz.residuals.tolist(), strict=True)
+            for index, (value, weight, error) in enumerate(columns):
+                yield Value(value, operator.symbol, probe=probe, index=index, weight=weight, error=error)
+
+
+def _curvature(model: nn.Module, batch: Batch) -> Curvature:
+    from nme.curvature import Curvature
+    from nme.curvature.losses import CrossEntropy
+
+    return Curvature(model, CrossEntropy(), (batch.inputs, batch.labels))
+
+
+def _stream(seed: int, purpose: str) -> torch.Generator:
+    from nme.streams import stream
+
+    return stream(seed, "measure", *purpose.encode())
+
+
 def measure(spec: dict, manifest: Path, snapshots: Path, output: Path, device: torch.device) -> None:
     """Measure the kept networks of a training job, in eval mode, on a fixed class-balanced part of the training data.
 
-    Writes one row a (seed, at, quantity, operator, layer, probe), with the training step. A member that diverged has
-    no rows from then on.
+    Writes one row a (seed, at, quantity, operator, layer, probe, index), with the training step. A member that diverged
+    has no rows from then on.
 
     Args:
         spec: ``grid.measure_spec``.
@@ -81,7 +154,7 @@ def measure(spec: dict, manifest: Path, snapshots: Path, output: Path, device: t
     import pyarrow as pa
     import torch
 
-    from nme import batches, parquet
+    from nme import batches, grid, parquet
     from nme.activations import ACTIVATIONS
     from nme.checkpoint import read_snapshot
     from nme.config import Recipe, check
@@ -99,13 +172,13 @@ def measure(spec: dict, manifest: Path, snapshots: Path, output: Path, device: t
     model = recipe.model.build(tuple(data.inputs.shape[1:]), classes, ACTIVATIONS.parse(spec["activation"])).to(device)
     rows = []
     for seed in spec["seeds"]:
-        for at in spec["at"]:
+        for at in grid.snapshots(spec["quantities"]):
             snapshot = read_snapshot(snapshots, seed, at)
             if snapshot is None:
                 continue
             model.load_state_dict(snapshot["model"])
             model.eval()
-            for name in spec["quantities"]:
+            for name in [name for name, times in spec["quantities"].items() if at in times]:
                 for found in QUANTITIES[name](model, batch, spec, seed):
                     place = {"seed": seed, "at": at, "step": snapshot["step"], "quantity": name}
                     rows.append(place | found._asdict())
@@ -124,4 +197,5 @@ def _columns() -> object:
 
     whole, text = pa.int64(), pa.string()
     names = {"seed": whole, "at": pa.float64(), "step": whole, "quantity": text, "operator": text, "layer": text}
-    return pa.schema({**names, "probe": whole, "value": pa.float64()})
+    names |= {"probe": whole, "index": whole}
+    return pa.schema({**names, **dict.fromkeys(("value", "weight", "error"), pa.float64())})

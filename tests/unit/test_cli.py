@@ -31,7 +31,7 @@ def settings(**changes) -> str:
     recipe = load_project({"scale": "tiny"}, ROOT / "config").scale.recipes["digits_mlp"]
     recipe = recipe.model_copy(update={"batch_size": 16, **changes})
     cell = grid.Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
-    return json.dumps(grid.train_spec(recipe, cell, range(1)))
+    return json.dumps(grid.train_spec(recipe, cell, range(1), []))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_version():
 def test_no_verb_shows_help():
     done = nme()
     assert "Traceback" not in done.stdout + done.stderr
-    for verb in ("prepare", "train", "landscape", "tables", "plot", "status"):
+    for verb in [*VERBS, "status"]:
         assert verb in done.stdout + done.stderr
 
 
@@ -108,7 +108,7 @@ def test_a_truncated_checkpoint_starts_over_and_says_so(data, tmp_path):
         parquet.read(path)[0].drop_columns("seconds") for path in (tmp_path / "again/metrics.parquet", expected)
     )
     assert found.equals(wanted)
-    assert [path.name for path in (tmp_path / "again").iterdir()] == ["metrics.parquet"]
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {"metrics.parquet", "snapshots"}
 
 
 def test_sigterm_saves_and_asks_to_be_run_again(data, tmp_path):
@@ -125,7 +125,7 @@ def test_sigterm_saves_and_asks_to_be_run_again(data, tmp_path):
     assert last.startswith("nme: stopped by SIGTERM; run it again")
     assert str(tmp_path / "resume.pt") in last
     assert "Traceback" not in error
-    assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"resume.pt", "snapshots.partial"}
 
 
 # ------------------------------------------- in this process, to save time
@@ -153,10 +153,16 @@ OUT = "out/result.x"
 VERBS = {
     "prepare": ["--output", OUT],
     "train": ["--output", OUT, "--data", "manifest.json"],
+    "measure": ["--output", OUT, "--data", "manifest.json", "--snapshots", "snapshots"],
     "landscape": ["--output", OUT],
     "tables": ["--output", OUT],
+    "claims": ["--output", OUT],
     "plot": ["--output", OUT, "--table", "table.parquet"],
 }
+
+
+def test_every_verb_that_takes_settings_is_tried_here():
+    assert {command.callback.__name__ for command in cli.app.registered_commands} == {*VERBS, "status"}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -189,10 +195,10 @@ def spec_of(dataset: str) -> str:
         (["train", "--spec", settings(), "--data", "x", "--output", OUT, "--device", "gpu"],
          ["device is 'gpu'", "(allowed: auto, cpu, cuda)"]),
         (["train", "--spec", settings(epochs=0), "--data", "x", "--output", OUT], ["recipe: epochs is 0"]),
-        (["plot", "--spec", '{"figure": "fig22"}', "--table", "x", "--output", OUT],
-         ["figure 'fig22'", "did you mean 'fig2'?"]),
-        (["plot", "--spec", '{"figure": "fig2"}', "--table", "no.parquet", "--output", OUT], ["no.parquet"]),
-        (["plot", "--spec", '{"figure": "fig2"}', "--table", __file__, "--output", OUT], [__file__]),
+        (["plot", "--spec", '{"figure": "fig11"}', "--table", "x", "--output", OUT],
+         ["figure 'fig11'", "did you mean 'fig1'?"]),
+        (["plot", "--spec", '{"figure": "fig1"}', "--table", "no.parquet", "--output", OUT], ["no.parquet"]),
+        (["plot", "--spec", '{"figure": "fig1"}', "--table", __file__, "--output", OUT], [__file__]),
         (["status", "--config", "no/config.yaml"], ["no/config.yaml: No such file"]),
     ],
     ids=lambda v: v[0] if isinstance(v[0], str) else None,

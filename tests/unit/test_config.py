@@ -1,5 +1,6 @@
 """What a user can get wrong in the configuration: each mistake is one line that says how to mend it."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +17,9 @@ ROOT = Path(__file__).parents[2]
 SCALES = sorted(path.stem for path in (ROOT / "config/scales").glob("*.yaml"))
 
 ABSENT = "(absent)"
+MEASURE = {"at": "ends", "quantities": ["second_derivatives"]}
+CONTRAST = {"name": "x", "plus": ["gelu/sgd"], "minus": ["relu/sgd"], "expect": "positive"}
+CLAIM = {"number": 1, "says": "x", "figure": "fig2", "contrasts": [CONTRAST]}
 LANDSCAPE = {"activation": ["relu"], "widths": [2, 4], "points": 5, "half_width": 1, "seed": 0}
 
 
@@ -29,7 +33,7 @@ class Folder:
     def set(self, file: str, key: str, value: object) -> None:
         """Set, or with ABSENT delete, the value at a key like ``recipes.digits_mlp.epochs``."""
         values = yaml.safe_load((self.path / file).read_text())
-        node = values
+        node = values = json.loads(json.dumps(values))  # what an anchor shares is changed in one place only
         *parents, last = key.split(".")
         for parent in parents:
             node = node[parent]
@@ -71,13 +75,18 @@ def test_the_users_page_loads():
 
 
 def test_every_figure_has_a_drawing_and_every_drawing_a_figure():
-    assert sorted(load_project({"scale": "tiny"}, ROOT / "config").figures) == drawable()
+    figures = load_project({"scale": "tiny"}, ROOT / "config").figures
+    assert sorted(name for name, figure in figures.items() if not figure.curves) == drawable()
 
 
 # --------------------------------------------------------------- mistakes
 
 SCALE, FIGURE, STYLE = "scales/tiny.yaml", "figures/fig2.yaml", "style.yaml"
+OVER_BETA, MEASURES, CLAIMS = "figures/fig3.yaml", "figures/fig6.yaml", "figures/claims.yaml"
 DATASETS_ALLOWED = "(allowed: cifar10, digits, fashion_mnist, mnist1d)"
+TINY = yaml.safe_load((ROOT / "config/scales/tiny.yaml").read_text())
+AXES_ALLOWED, PANELS_ALLOWED = (f"(allowed: {', '.join(sorted(TINY[key]))})" for key in ("axes", "panels"))
+ONE_SOURCE = "give exactly one of 'grid', 'landscape' and 'claims'"
 NUMBER_ALLOWED = "(allowed: 0 or a number from 1e-12 to 1e12)"
 
 # File, key, wrong value; what the message has to say: the key, the value, what is allowed, the nearest name.
@@ -85,14 +94,30 @@ MISTAKES = [
     # names
     (FIGURE, "grid.activation", ["relu", "gleu"],
      ["grid.activation.1", "activation 'gleu'", "did you mean 'gelu'?", "(allowed: augmented_relu,"]),
-    (FIGURE, "grid.method", ["gradnorm"],
-     ["grid.method.0", "method 'gradnorm'", "did you mean 'grad_norm'?", "(allowed: ", "sgd"]),
-    (FIGURE, "grid.method", ["grad_norm-p=3"], ["grid.method.0", "p is 3", "(allowed: 1, 2)"]),
+    (FIGURE, "grid.method", {"gradnorm": "rho"},
+     ["grid.method.gradnorm", "method 'gradnorm'", "did you mean 'grad_norm'?", "(allowed: ", "sgd"]),
+    (FIGURE, "grid.method", {"grad_norm-p=3": "rho"}, ["grid.method.grad_norm-p=3", "p is 3", "(allowed: 1, 2)"]),
     # A name that needs a number is no complete name here: nothing else would give it.
     (FIGURE, "grid.activation", ["beta_gelu"], ["grid.activation.0", "'beta_gelu' needs a value for 'beta'"]),
-    (FIGURE, "grid.strength", "roh",
-     ["grid.strength", "axis", "'roh'", "did you mean 'rho'?", "(allowed: rho)"]),
-    (FIGURE, "kind", "papper", ["kind", "'papper'", "'paper' or 'supplementary'"]),
+    (FIGURE, "grid.method", {"grad_norm": "roh"},
+     ["grid.method", "axis of scale 'tiny' 'roh'", "did you mean 'rho'?", AXES_ALLOWED]),
+    (FIGURE, "grid.panels", "al",
+     ["grid.panels", "list of panels of scale 'tiny' 'al'", "did you mean 'all'?", PANELS_ALLOWED]),
+    (OVER_BETA, "grid.activation", ["relu", "beta_gelu-beta={bta}"],
+     ["grid.activation", "axis of scale 'tiny' 'bta'", "did you mean 'beta'?", AXES_ALLOWED]),
+    (OVER_BETA, "grid.method", {"hessian_trace-k={prbes}": "rho"},
+     ["grid.method", "axis of scale 'tiny' 'prbes'", "did you mean 'probes'?", AXES_ALLOWED]),
+    (OVER_BETA, "grid.activation", ["beta_gelu-bta={beta}"],
+     ["grid.activation.0", "parameter of activation 'beta_gelu' 'bta'", "did you mean 'beta'?", "(allowed: beta)"]),
+    (OVER_BETA, "grid.activation", ["beta_gulu-beta={beta}"],
+     ["grid.activation.0", "activation 'beta_gulu'", "did you mean 'beta_gelu'?", "(allowed: augmented_relu,"]),
+    (SCALE, "panels.all", ["mnist1d_cnn", "digits_mpl"],
+     ["panels.all", "recipe of this scale 'digits_mpl'", "did you mean 'digits_mlp'?", "(allowed: digits_mlp, "]),
+    (FIGURE, "kind", "papper", ["kind", "'papper'", "'paper', 'supplementary' or 'claims'"]),
+    (FIGURE, "curves.lines", "activations", ["curves.lines is 'activations'", "'activation' or 'method'"]),
+    (MEASURES, "measure.at", "end", ["measure.at", "axis of scale 'tiny' 'end'", "did you mean 'ends'?", AXES_ALLOWED]),
+    (MEASURES, "measure.quantities", ["second_derivative"],
+     ["measure.quantities.0", "quantity 'second_derivative'", "did you mean 'second_derivatives'?", "(allowed: "]),
     ("figures/fig1.yaml", "landscape.activation", ["relo"],
      ["landscape.activation.0", "activation 'relo'", "did you mean 'relu'?"]),
     (SCALE, "datasets.digts", {},
@@ -112,9 +137,10 @@ MISTAKES = [
     (SCALE, "axes.Rho", [1], ["axes.Rho", "'Rho'", "[a-z]"]),
     (STYLE, "activation.gleu", "#000000", ["activation.gleu", "'gleu'", "did you mean 'gelu'?"]),
     (STYLE, "activation.relu", "black", ["activation.relu", "'black'", "#"]),
+    (STYLE, "method.grad_nrom", "#000000", ["method.grad_nrom", "'grad_nrom'", "did you mean 'grad_norm'?"]),
     # keys
     (SCALE, "sedes", 3,
-     ["key 'sedes'", "did you mean 'seeds'?", "(allowed: axes, datasets, recipes, seeds)"]),
+     ["key 'sedes'", "did you mean 'seeds'?", "(allowed: axes, datasets, measurement, panels, recipes, seeds)"]),
     (SCALE, "recipes.digits_mlp.warmup_epoch", 1,
      ["recipes.digits_mlp", "key 'warmup_epoch'", "did you mean 'warmup_epochs'?", "batch_size"]),
     (SCALE, "recipes.mnist1d_cnn.model.chanels", [8],
@@ -126,11 +152,18 @@ MISTAKES = [
      ["datasets.digits", "key 'trian'", "did you mean 'train'?", "(allowed: test, train)"]),
     (FIGURE, "captoin", "x", ["key 'captoin'", "did you mean 'caption'?", "landscape"]),
     (FIGURE, "grid.activations", ["relu"],
-     ["grid", "key 'activations'", "did you mean 'activation'?", "(allowed: activation, method, strength)"]),
+     ["grid", "key 'activations'", "did you mean 'activation'?", "(allowed: activation, method, panels)"]),
     ("figures/fig1.yaml", "landscape.point", 3,
      ["landscape", "key 'point'", "did you mean 'points'?", "half_width"]),
     (STYLE, "activations", {},
-     ["key 'activations'", "did you mean 'activation'?", "(allowed: activation)"]),
+     ["key 'activations'", "did you mean 'activation'?", "(allowed: activation, method)"]),
+    (FIGURE, "curves.xlabel", "ρ",
+     ["curves", "key 'xlabel'", "did you mean 'x_label'?", "(allowed: columns, lines, x, x_label)"]),
+    (MEASURES, "measure.when", "ends", ["measure", "key 'when'", "(allowed: at, quantities)"]),
+    (SCALE, "measurement.example", 5, ["measurement", "key 'example'", "did you mean 'examples'?"]),
+    (CLAIMS, "claims.smallest", 1,
+     ["claims", "key 'smallest'", "did you mean 'smallest_effect'?", "(allowed: list, smallest_effect)"]),
+    (FIGURE, "grid.panels", ABSENT, ["grid.panels", "missing"]),
     (SCALE, "seeds", ABSENT, ["seeds", "missing"]),
     (SCALE, "recipes.digits_mlp.epochs", ABSENT, ["recipes.digits_mlp.epochs", "missing"]),
     # numbers
@@ -159,6 +192,10 @@ MISTAKES = [
     (SCALE, "recipes.digits_mlp.model.widths", [0],
      ["recipes.digits_mlp.model.widths.0 is 0", "greater than 0"]),
     (SCALE, "datasets.digits.train", 0, ["datasets.digits.train is 0", "greater than 0"]),
+    (SCALE, "measurement.examples", 0, ["measurement.examples is 0", "greater than 0"]),
+    (CLAIMS, "claims.smallest_effect", 0, ["claims.smallest_effect is 0", "greater than 0"]),
+    # Of the training, not beyond its end.
+    (SCALE, "axes.ends", [0, 0.5, 1.5], ["axes.ends has 1.5", "(allowed: fractions, 0 to 1)"]),
     ("figures/fig1.yaml", "landscape.half_width", float("inf"), ["landscape.half_width is inf", "finite"]),
     # The two weights that are varied are weight 0 of unit 0 and weight 1 of unit 1: two inputs, two units.
     ("figures/fig1.yaml", "landscape.widths", [1, 4], ["landscape.widths", "1", "2"]),
@@ -169,7 +206,14 @@ MISTAKES = [
     (SCALE, "axes.rho", [0, 0.2, -0.0], ["axes.rho", "0 is listed more than once"]),
     (SCALE, "recipes.digits_mlp.model.widths", [], ["recipes.digits_mlp.model.widths is []", "at least 1"]),
     (FIGURE, "grid.activation", [], ["grid.activation is []", "at least 1"]),
-    (FIGURE, "grid.method", [], ["grid.method is []", "at least 1"]),
+    (FIGURE, "grid.method", {}, ["grid.method is {}", "at least 1"]),
+    (FIGURE, "grid.method", ["grad_norm"], ["grid.method is ['grad_norm']", "dictionary"]),
+    (SCALE, "panels.all", [], ["panels.all is []", "at least 1"]),
+    (SCALE, "panels.all", ["digits_mlp"] * 2, ["panels.all", "digits_mlp is listed more than once"]),
+    (MEASURES, "measure.quantities", [], ["measure.quantities is []", "at least 1"]),
+    (MEASURES, "measure.quantities", ["second_derivatives"] * 2,
+     ["measure.quantities", "second_derivatives is listed more than once"]),
+    (CLAIMS, "claims.list", [], ["claims.list is []", "at least 1"]),
     (FIGURE, "grid.activation", ["relu", "gelu", "relu"],
      ["grid.activation", "relu is listed more than once"]),
     (FIGURE, "grid.activation", ["augmented_relu", "augmented_relu-beta=1.0"],
@@ -179,17 +223,42 @@ MISTAKES = [
     # A grid figure of no recipe has nothing to show.
     (SCALE, "recipes", {}, ["recipes", "at least 1"]),
     # sources
-    (FIGURE, "grid", ABSENT, ["exactly one of 'grid' and 'landscape'"]),
-    (FIGURE, "landscape", LANDSCAPE, ["exactly one of 'grid' and 'landscape'"]),
+    (FIGURE, "grid", ABSENT, [ONE_SOURCE]),
+    (CLAIMS, "claims", ABSENT, [ONE_SOURCE]),
+    (FIGURE, "landscape", LANDSCAPE, [ONE_SOURCE]),
+    (FIGURE, "claims", {"smallest_effect": 1, "list": [CLAIM]}, [ONE_SOURCE]),
+    ("figures/fig1.yaml", "curves", {"x_label": "x", "lines": "method"}, ["'curves' needs 'grid'"]),
+    ("figures/fig1.yaml", "measure", MEASURE, ["'measure' needs 'grid'"]),
+    (FIGURE, "measure", MEASURE, ["'curves'", "give it or 'measure'"]),
+    (FIGURE, "curves", ABSENT,
+     ["figure 'fig2'", "no such drawing", "there is no 'curves'", f"(allowed: {', '.join(drawable())})"]),
     # sections
     (SCALE, "axes", None, ["axes is None", "dictionary"]),
     (SCALE, "recipes.digits_mlp.model", "mlp", ["recipes.digits_mlp.model is 'mlp'", "dictionary"]),
 ]  # fmt: skip
 
+# Not found yet, or not in one line.
+NOT_YET = [
+    (FIGURE, "curves.columns", "recipes", ["curves.columns is 'recipes'", "'recipe', 'activation' or 'split'"]),
+    (FIGURE, "curves.columns", [["relu"], ["gleu"]], ["curves.columns.1.0", "did you mean 'gelu'?"]),
+    # The table would be made, and the drawing fail.
+    (FIGURE, "curves.x", "beta", ["curves.x", "'beta'", "relu"]),
+    (OVER_BETA, "curves.x", "betta", ["curves.x", "'betta'", "did you mean 'beta'?"]),
+    # Two spellings of one method: its axis would be the last one's.
+    (FIGURE, "grid.method", {"grad_norm": "rho", "grad_norm-p=1": "rho_few"}, ["grid.method", "more than once"]),
+    # An axis with values that the name with braces does not take.
+    (SCALE, "axes.beta", [0, 1], ["axes.beta", "greater than 0"]),
+    (SCALE, "axes.probes", [1, 1.5], ["axes.probes", "1.5"]),
+]  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("file", "key", "value", "parts"),
-    [pytest.param(*mistake, id=f"{mistake[1]}={str(mistake[2])[:30]}") for mistake in MISTAKES],
+    [
+        pytest.param(*mistake, id=f"{mistake[1]}={str(mistake[2])[:30]}", marks=marks)
+        for mistakes, marks in ((MISTAKES, ()), (NOT_YET, pytest.mark.xfail(strict=True)))
+        for mistake in mistakes
+    ],
 )
 def test_a_mistake_is_one_line(folder, file, key, value, parts):
     folder.set(file, key, value)
@@ -337,6 +406,11 @@ def test_data_dir_may_start_with_the_home_folder(folder, tmp_path, monkeypatch):
 
 
 def test_a_figure_without_a_drawing_is_refused(folder):
-    shutil.copy(folder.path / FIGURE, folder.path / "figures/my-fig.yaml")
+    shutil.copy(folder.path / MEASURES, folder.path / "figures/my-fig.yaml")
     assert "unknown figure 'my-fig'" in folder.message()
     assert "src/nme/figures has no such drawing" in folder.message()
+
+
+def test_a_figure_with_curves_needs_no_drawing_of_its_own(folder):
+    shutil.copy(folder.path / FIGURE, folder.path / "figures/mine.yaml")
+    assert folder.load().figures["mine"].curves.lines == "activation"

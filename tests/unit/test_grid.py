@@ -14,6 +14,7 @@ from nme.activations import ACTIVATIONS
 from nme.config import Figure, Project, Scale, load_project
 from nme.datasets import DATASETS
 from nme.errors import NmeError
+from nme.measure import QUANTITIES
 from nme.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -47,9 +48,15 @@ def scale_of(**changes) -> Scale:
     return Scale.model_validate({**values, **changes})
 
 
-def figure_of(**axes) -> Figure:
-    compared = {"activation": ["relu"], "method": ["grad_norm"], "strength": "rho", **axes}
-    return Figure(kind="paper", title="", caption="", grid=compared)
+def figure_of(measure: dict | None = None, curves: dict | None = None, **axes) -> Figure:
+    compared = {"panels": "all", "activation": ["relu"], "method": {"grad_norm": "rho"}, **axes}
+    return Figure(kind="paper", title="", caption="", grid=compared, measure=measure, curves=curves)
+
+
+def paths_of(figure: Figure, scale: Scale) -> list[str]:
+    """The cells without their recipe, which is the first of them."""
+    found = [cell.path.split("/", 1) for cell in grid.cells(figure, scale)]
+    return [path for recipe, path in found if recipe == found[0][0]]
 
 
 # ------------------------------------------------------------------ cells
@@ -128,10 +135,11 @@ def pattern_of(rule_file: str, ending: str) -> re.Pattern:
 
 
 METRICS = pattern_of("train.smk", "metrics.parquet")
+MEASURED = pattern_of("measure.smk", "measured.parquet")
 
 
 def test_the_constraints_were_found():
-    assert set(CONSTRAINTS) >= {"dataset", "recipe", "activation", "method", "strength", "seeds", "figure"}
+    assert set(CONSTRAINTS) >= {"dataset", "recipe", "activation", "method", "strength", "seeds"}
 
 
 @given(cells)
@@ -143,12 +151,19 @@ def test_every_part_of_a_path_is_safe(cell):
         assert re.fullmatch(r"[a-z0-9][a-z0-9_=.-]*", part)
 
 
+def parsed(pattern: re.Pattern, path: str) -> tuple[grid.Cell, range]:
+    """The cell and seeds that Snakemake reads in a path."""
+    found = pattern.fullmatch(path).groupdict()
+    assert found.pop("scale") == "tiny"
+    seeds = grid.parse_seeds(found.pop("seeds"))
+    return grid.Cell(**found), seeds
+
+
 @given(cells, st.integers(0, 50), st.integers(1, 50))
 def test_snakemake_reads_a_path_as_it_was_written(cell, first, n):
     seeds = range(first, first + n)
-    found = METRICS.fullmatch(grid.metrics_path("tiny", cell, seeds)).groupdict()
-    scale, text = found.pop("scale"), found.pop("seeds")
-    assert (scale, grid.parse_seeds(text), grid.Cell(**found)) == ("tiny", seeds, cell)
+    for pattern, path_of in ((METRICS, grid.metrics_path), (MEASURED, grid.measured_path)):
+        assert parsed(pattern, path_of("tiny", cell, seeds)) == (cell, seeds)
 
 
 @pytest.mark.parametrize(
@@ -168,12 +183,17 @@ def test_snakemake_reads_nothing_else(path):
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_path_of_the_shipped_scales_is_made_by_one_rule(scale):
     project = project_of(scale)
-    for name in project.figures:
-        assert re.fullmatch(CONSTRAINTS["figure"], name)
-        for path in grid.sources(project, name):
-            assert METRICS.fullmatch(path.replace(f"results/{scale}/", "results/tiny/")) or (
-                path == f"results/{scale}/landscape/{name}.parquet"
-            )
+    tables = {grid.table_path(project, name) for name in project.figures}
+    for name, figure in project.figures.items():
+        found = [path.replace(f"results/{scale}/", "results/tiny/") for path in grid.sources(project, name)]
+        if figure.grid:
+            pattern = MEASURED if figure.measure else METRICS
+            assert [parsed(pattern, path) for path in found] == grid.training_jobs(figure, project.scale)
+        elif figure.landscape:
+            assert found == [f"results/tiny/landscape/{name}.parquet"]
+        else:
+            assert set(grid.sources(project, name)) <= tables
+    assert len(tables) == len(project.figures), "no two figures are drawn from one file"
     for recipe in project.scale.recipes:
         folder = Path("results", scale, "data", project.scale.recipes[recipe].dataset)
         assert {Path(file).parent for file in grid.dataset_files(project, recipe).values()} == {folder}
@@ -230,7 +250,7 @@ def test_jobs_examples(seeds, per_job, jobs):
 
 def test_cells_of_a_figure():
     scale = scale_of(axes={"rho": [0, 0.1]})
-    figure = figure_of(activation=["relu", "gelu"], method=["grad_norm", "grad_norm-p=2"])
+    figure = figure_of(activation=["relu", "gelu"], method={"grad_norm": "rho", "grad_norm-p=2": "rho"})
     assert [cell.path for cell in grid.cells(figure, scale)] == [
         f"{recipe}/{phi}/{rest}"
         for recipe in ("mnist1d_cnn", "digits_mlp")
@@ -247,7 +267,7 @@ def test_cells_of_a_figure():
 )
 def test_each_cell_and_job_is_there_once(phi, methods, axis, seeds):
     scale = scale_of(axes={"rho": axis}, seeds=seeds)
-    figure = figure_of(activation=phi, method=methods)
+    figure = figure_of(activation=phi, method=dict.fromkeys(methods, "rho"))
     found = grid.cells(figure, scale)
     assert len(set(found)) == len(found)
     penalties = sum(m != "sgd" for m in methods) * sum(s > 0 for s in axis)
@@ -257,6 +277,69 @@ def test_each_cell_and_job_is_there_once(phi, methods, axis, seeds):
     assert len(set(paths)) == len(paths)
     members = [(cell, seed) for cell, job in grid.training_jobs(figure, scale) for seed in job]
     assert len(set(members)) == len(members) == len(found) * seeds
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("gelu", ["gelu"]),
+        ("beta_gelu-beta={beta}", ["beta_gelu-beta=1", "beta_gelu-beta=4"]),
+        ("x-a={beta}-b={k}", ["x-a=1-b=2", "x-a=1-b=3", "x-a=4-b=2", "x-a=4-b=3"]),
+        ("beta_gelu-beta={one}", ["beta_gelu-beta=1"]),
+    ],
+)
+def test_a_name_with_axes_is_a_name_a_value(name, names):
+    assert grid.expand(name, {"beta": ["1", "4"], "k": ["2", "3"], "one": ["1"]}) == names
+
+
+def test_cells_along_an_axis_in_a_name():
+    scale = scale_of(axes={"rho": [0, 0.1], "beta": [0.5, "2.0"]})
+    assert paths_of(figure_of(activation=["gelu", "beta_gelu-beta={beta}"]), scale) == [
+        f"{phi}/{rest}"
+        for phi in ("gelu", "beta_gelu-beta=0.5", "beta_gelu-beta=2")
+        for rest in ("sgd/0", "grad_norm/0.1")
+    ]
+
+
+def test_each_method_has_the_strengths_of_its_own_axis():
+    scale = scale_of(axes={"rho": [0, 0.1], "sigma2": [0, 0.01, 0.02], "probes": [1, 5]})
+    figure = figure_of(method={"sam": "rho", "hessian_trace-k={probes}": "sigma2"})
+    assert paths_of(figure, scale) == [
+        "relu/sgd/0",
+        "relu/sam/0.1",
+        # One probe is the default, which is not spelled out.
+        "relu/hessian_trace/0.01",
+        "relu/hessian_trace/0.02",
+        "relu/hessian_trace-k=5/0.01",
+        "relu/hessian_trace-k=5/0.02",
+    ]
+
+
+def test_a_name_that_an_axis_repeats_is_one_cell():
+    scale = scale_of(axes={"rho": [0.1], "beta": [1, 4]})
+    figure = figure_of(activation=["beta_gelu-beta={beta}", "beta_gelu-beta=4"])
+    assert paths_of(figure, scale) == [f"beta_gelu-beta={beta}/grad_norm/0.1" for beta in (1, 4)]
+
+
+def test_sgd_takes_any_axis_and_is_one_cell():
+    assert paths_of(figure_of(method={"sgd": "ends"}), scale_of()) == ["relu/sgd/0"]
+
+
+def test_only_the_recipes_of_the_panels_are_trained():
+    scale = scale_of(panels={"one": ["digits_mlp"], "all": ["mnist1d_cnn", "digits_mlp"]})
+    assert {cell.recipe for cell in grid.cells(figure_of(panels="one"), scale)} == {"digits_mlp"}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_cells_of_every_shipped_figure_are_distinct_and_parse_back(scale):
+    project = project_of(scale)
+    for name, figure in project.figures.items():
+        if figure.grid:
+            found = grid.cells(figure, project.scale)
+            assert len({cell.path for cell in found}) == len(found) > 1, name
+            assert [grid.Cell.from_path(cell.path) for cell in found] == found
+            assert {cell.recipe for cell in found} == set(project.scale.panels[figure.grid.panels])
+            assert len(grid.sources(project, name)) == len(set(grid.sources(project, name)))
 
 
 def test_two_figures_share_the_cells_that_both_ask_for():
@@ -271,6 +354,220 @@ def test_sources_and_table_of_a_figure():
     assert grid.table_path(project, "fig1") == "results/tiny/landscape/fig1.parquet"
     assert "results/tiny/train/digits_mlp/gelu/grad_norm/0.1/seed=0-1/metrics.parquet" in grid.sources(project, "fig2")
     assert grid.table_path(project, "fig2") == "results/tiny/tables/fig2.parquet"
+    measured = "results/tiny/measure/digits_mlp/beta_gelu-beta=4/sgd/0/seed=0-1/measured.parquet"
+    assert measured in grid.sources(project, "fig6")
+    assert grid.table_path(project, "claims") == "results/tiny/claims.parquet"
+    assert grid.sources(project, "claims")[0] == "results/tiny/tables/fig2.parquet"
+
+
+# ----------------------------------------------------------- measurements
+
+
+def project_with(*figures: Figure, **axes) -> Project:
+    """A project with these figures alone."""
+    project = project_of("tiny")
+    scale = scale_of(axes={**project.scale.axes, **axes})
+    return project.model_copy(update={"scale": scale, "figures": {f"fig{i}": f for i, f in enumerate(figures)}})
+
+
+def test_a_cell_is_measured_for_all_figures_at_once(monkeypatch):
+    for name in ("one", "other"):
+        monkeypatch.setitem(QUANTITIES, name, None)
+    half = {"at": "half", "quantities": ["other", "one"]}
+    ends = {"at": "ends", "quantities": ["one"]}
+    figures = (
+        figure_of(),
+        figure_of(ends, activation=["relu", "gelu"], method={"sgd": "rho"}),
+        figure_of(half, activation=["relu"]),
+    )
+    project = project_with(*figures, half=["1.0", 0.5], ends=[0, 1])
+    found = {cell.path: found for cell, found in grid.measurements(project).items()}
+    for recipe in ("mnist1d_cnn", "digits_mlp"):
+        assert found[f"{recipe}/relu/sgd/0"] == {"one": [0, 0.5, 1], "other": [0.5, 1]}
+        assert found[f"{recipe}/gelu/sgd/0"] == {"one": [0, 1]}
+        assert found[f"{recipe}/relu/grad_norm/0.1"] == {"one": [0.5, 1], "other": [0.5, 1]}
+        assert f"{recipe}/gelu/grad_norm/0.1" not in found
+
+
+def test_the_network_is_kept_whenever_something_is_measured():
+    assert grid.snapshots({}) == []
+    assert grid.snapshots({"one": [0, 1], "other": [0.25, 1]}) == [0, 0.25, 1]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_measurements_are_the_union_over_the_figures(scale):
+    project = project_of(scale)
+    found = grid.measurements(project)
+    wanted = {}
+    for figure in project.figures.values():
+        if figure.measure:
+            for cell in grid.cells(figure, project.scale):
+                for quantity in figure.measure.quantities:
+                    times = [float(value) for value in project.scale.axes[figure.measure.at]]
+                    wanted.setdefault(cell, {}).setdefault(quantity, []).extend(times)
+    assert found == {cell: {name: sorted({*at}) for name, at in asked.items()} for cell, asked in wanted.items()}
+    assert all(0 <= at <= 1 for asked in found.values() for at in grid.snapshots(asked))
+
+
+# ------------------------------------------------------------------ claims
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_shipped_claim_is_about_trainings_of_its_figure(scale):
+    project = project_of(scale)
+    for name, figure in project.figures.items():
+        if not figure.claims:
+            continue
+        spec = grid.claims_spec(project, name)
+        assert [claim["number"] for claim in spec["claims"]] == [claim.number for claim in figure.claims.list]
+        of_table = {grid.table_path(project, f): f for f, figure in project.figures.items() if figure.grid}
+        for contrast in (c for claim in spec["claims"] for c in claim["contrasts"]):
+            assert contrast["table"] in grid.sources(project, name)
+            about = of_table[contrast["table"]]
+            recipes = project.scale.panels[project.figures[about].grid.panels]
+            reference = [contrast["trace"]["percent_of"]] if contrast["trace"] else []
+            terms = [*contrast["plus"], *contrast["minus"], *reference]
+            assert terms
+            assert all(terms), "a mean over something"
+            paths = {f"{r}/{a}/{m}/{s}" for r in recipes for term in terms for a, m, s in term}
+            assert paths <= set(grid.table_spec(project, about)["cells"])
+            assert contrast["plus"] != contrast["minus"]
+            measured = project.figures[about].measure
+            assert bool(contrast["trace"]) == bool(measured), "accuracies are in the table of a figure without measure"
+
+
+TERMS = {
+    "gelu/sgd": [("gelu", "sgd", "0")],
+    "gelu/grad_norm/rho_few": [("gelu", "sgd", "0"), ("gelu", "grad_norm", "0.1")],
+    "relu,gelu/sam/rho_small": [("relu", "sam", "0.2"), ("gelu", "sam", "0.2")],
+    "gelu/grad_norm,sam/rho_small": [("gelu", "grad_norm", "0.2"), ("gelu", "sam", "0.2")],
+    "beta_gelu-beta={beta}/sam/rho_small": [(f"beta_gelu-beta={b}", "sam", "0.2") for b in (2, 4)],
+    "gelu/hessian_trace-k={probes}/rho_small": [("gelu", "hessian_trace", "0.2"), ("gelu", "hessian_trace-k=3", "0.2")],
+}
+MANY = {
+    "activation": ["relu", "gelu", "beta_gelu-beta={beta}"],
+    "method": {"grad_norm": "rho", "sam": "rho", "hessian_trace-k={probes}": "rho"},
+}
+AXES = {"rho": [0, 0.1, 0.2], "rho_few": [0, 0.1], "rho_small": [0.2], "beta": [2, 4], "probes": [1, 3]}
+
+
+@pytest.fixture
+def compared() -> Project:
+    """One figure, with many combinations."""
+    return project_with(figure_of(**MANY), **AXES)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_term_is_the_cells_that_it_names(compared, term):
+    assert grid.term_cells(compared, "fig0", term) == TERMS[term]
+
+
+WRONG_TERMS = {
+    "gelu": ["'gelu' is no term", "allowed: activation/method/axis, or activation/sgd"],
+    "gelu/sam": ["'gelu/sam' is no term"],
+    "gelu/sam/rho/0.1": ["'gelu/sam/rho/0.1' is no term"],
+    "": ["'' is no term"],
+    "gelu/sam/roh": ["axis of scale 'tiny' 'roh'", "did you mean 'rho'?"],
+    "gelu/sam/0.1": ["axis of scale 'tiny' '0.1'"],
+    "beta_gelu-beta={bta}/sgd": ["axis of scale 'tiny' 'bta'", "did you mean 'beta'?"],
+    "gleu/sgd": ["activation 'gleu'", "did you mean 'gelu'?"],
+    "gelu/asm/rho": ["training method 'asm'", "did you mean 'sam'?"],
+    "beta_gelu/sgd": ["needs a value for 'beta'"],
+    "leaky_relu/sgd": ["fig0 has no training leaky_relu/sgd/0"],
+    "gelu/usam/rho_small": ["fig0 has no training gelu/usam/0.2"],
+    "gelu/sam/ends": ["fig0 has no training gelu/sam/1"],
+}
+
+
+@pytest.mark.parametrize("side", ["plus", "minus"])
+@pytest.mark.parametrize("term", WRONG_TERMS)
+def test_a_wrong_term_is_one_message(compared, term, side):
+    with pytest.raises(NmeError) as caught:
+        grid.claims_spec(with_claim(compared, **{side: [term]}), "claims")
+    for part in ["claims: contrast 'GELU − ReLU'", *WRONG_TERMS[term]]:
+        assert part in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def with_claim(project: Project, figure: str = "fig0", of: str | None = None, **changes) -> Project:
+    """With one claim about ``figure``; its contrast may be ``of`` another one."""
+    contrast = {"name": "GELU − ReLU", "plus": ["gelu/sgd"], "minus": ["relu/sgd"], "expect": "similar", "figure": of}
+    contrast |= changes
+    claim = {"number": 3, "says": "It does.", "figure": figure, "contrasts": [contrast]}
+    claims = Figure(kind="claims", title="", caption="", claims={"smallest_effect": 2, "list": [claim]})
+    return project.model_copy(update={"figures": {**project.figures, "claims": claims}})
+
+
+MEASURING = {"at": "ends", "quantities": ["second_derivatives"]}
+TRACES = {**MEASURING, "quantities": ["traces"]}
+TRACE = {"operator": "H", "percent_of": "gelu/sgd"}
+
+
+NO_ACCURACIES = {
+    "none": None,
+    "measured": figure_of(MEASURING, **MANY),
+    "traced": figure_of(TRACES, **MANY),
+    "landscape": project_of("tiny").figures["fig1"],
+    "claims": None,
+}
+
+
+@pytest.mark.parametrize(
+    "figure", [pytest.param(f, marks=[pytest.mark.xfail(strict=True)] * (f == "measured")) for f in NO_ACCURACIES]
+)
+@pytest.mark.parametrize("where", ["claim", "contrast"])
+def test_a_claim_about_a_figure_without_accuracies_is_one_message(compared, figure, where):
+    other = NO_ACCURACIES[figure]
+    project = compared.model_copy(update={"figures": {**compared.figures, **({figure: other} if other else {})}})
+    project = with_claim(project, figure) if where == "claim" else with_claim(project, of=figure)
+    with pytest.raises(NmeError) as caught:
+        grid.claims_spec(project, "claims")
+    assert f"contrast 'GELU − ReLU': unknown figure with accuracies '{figure}'" in str(caught.value)
+    assert "(allowed: fig0)" in str(caught.value)
+
+
+@pytest.mark.parametrize("figure", ["fig0", "fig1"], ids=["accuracies", "measured"])
+def test_a_trace_needs_a_figure_that_measures_traces(compared, figure):
+    others = {"fig1": figure_of(MEASURING), "fig3": figure_of(TRACES, **MANY)}
+    project = compared.model_copy(update={"figures": {**compared.figures, **others}})
+    assert grid.claims_spec(with_claim(project, "fig3", trace=TRACE), "claims")
+    with pytest.raises(NmeError) as caught:
+        grid.claims_spec(with_claim(project, figure, trace=TRACE), "claims")
+    assert f"unknown figure with traces '{figure}'" in str(caught.value)
+    assert "(allowed: fig3)" in str(caught.value)
+
+
+def test_a_wrong_reference_of_a_trace_is_one_message(compared):
+    project = compared.model_copy(update={"figures": {"fig0": figure_of(TRACES, **MANY)}})
+    project = with_claim(project, trace={**TRACE, "percent_of": "gleu/sgd"})
+    with pytest.raises(NmeError, match=r"claims: contrast 'GELU − ReLU'.*did you mean 'gelu'"):
+        grid.claims_spec(project, "claims")
+
+
+def test_settings_of_claims(compared):
+    spec = grid.claims_spec(with_claim(compared), "claims")
+    contrast = {
+        "name": "GELU − ReLU",
+        "expect": "similar",
+        "trace": None,
+        "table": "results/tiny/tables/fig0.parquet",
+        "plus": [[("gelu", "sgd", "0")]],
+        "minus": [[("relu", "sgd", "0")]],
+    }
+    assert spec == {
+        "scale": "tiny",
+        "smallest_effect": 2,
+        "claims": [{"number": 3, "says": "It does.", "figure": "fig0", "contrasts": [contrast]}],
+        "version": grid.STAGE_VERSION["claims"],
+    }
+
+
+def test_a_contrast_may_be_of_another_figure(compared):
+    project = compared.model_copy(update={"figures": {**compared.figures, "fig1": figure_of(**MANY)}})
+    project = with_claim(project, of="fig1")
+    (claim,) = grid.claims_spec(project, "claims")["claims"]
+    assert (claim["figure"], claim["contrasts"][0]["table"]) == ("fig0", "results/tiny/tables/fig1.parquet")
+    assert grid.sources(project, "claims") == ["results/tiny/tables/fig1.parquet"], "the only one that is read"
 
 
 # ------------------------------------------- settings that decide a result
@@ -282,7 +579,7 @@ CELL = grid.Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
 def train_settings(**changes) -> str:
     recipe = scale_of().recipes["digits_mlp"]
     recipe = type(recipe).model_validate({**recipe.model_dump(), **changes})
-    return json.dumps(grid.train_spec(recipe, CELL, range(2)))
+    return json.dumps(grid.train_spec(recipe, CELL, range(2), []))
 
 
 @pytest.mark.parametrize(
@@ -315,18 +612,59 @@ def test_each_recipe_setting_is_tried_above():
     assert tried == set(scale_of().recipes["digits_mlp"].model_dump())
 
 
+def recoloured(project: Project, kind: str, name: str) -> Project:
+    colours = {**getattr(project.style, kind), name: "#123456"}
+    return project.model_copy(update={"style": project.style.model_copy(update={kind: colours})})
+
+
 def test_a_plot_depends_only_on_the_colours_that_it_shows():
+    """Those of its lines: fig2 colours activations, fig5 methods, fig6 neither."""
     project = project_of("tiny")
-    before = grid.plot_spec(project, "fig2")
+    before = {name: grid.plot_spec(project, name) for name in project.figures}
 
-    def recoloured(kind: str, name: str) -> dict:
-        colours = {**getattr(project.style, kind), name: "#123456"}
-        style = project.style.model_copy(update={kind: colours})
-        return grid.plot_spec(project.model_copy(update={"style": style}), "fig2")
+    def changed(kind: str, name: str) -> set[str]:
+        after = recoloured(project, kind, name)
+        return {figure for figure in before if grid.plot_spec(after, figure) != before[figure]}
 
-    assert recoloured("activation", "leaky_relu") == before
-    assert recoloured("activation", "relu") != before
-    assert set(before["activation"]) == {"relu", "gelu"}
+    assert set(before["fig2"]["colours"]) == {"relu", "gelu"}
+    assert {"sgd", "hessian_trace"} <= set(before["fig5"]["colours"])
+    assert "fig2" in changed("activation", "relu")
+    assert "fig2" not in changed("activation", "leaky_relu")
+    assert "fig5" in changed("method", "hessian_trace") & changed("method", "sgd")
+    assert "fig5" not in changed("activation", "relu") | changed("method", "sam")
+    assert not {"fig2", "fig6"} & changed("method", "sgd")
+    assert changed("method", "usam") == set()
+
+
+@pytest.mark.xfail(strict=True)
+def test_a_figure_that_is_drawn_by_its_own_module_colours_activations():
+    """As config.Figure allows: a grid with neither ``curves`` nor ``measure``."""
+    project = project_with(figure_of(activation=["relu", "gelu"]))
+    assert set(grid.plot_spec(project, "fig0")["colours"]) == {"relu", "gelu"}
+
+
+def test_a_family_has_one_colour_unless_a_member_has_its_own():
+    project = project_of("tiny")
+    families = project.style.activation["beta_gelu"]
+    curves = {"x_label": "", "lines": "activation"}
+    figure = figure_of(activation=["beta_gelu-beta={beta}"], curves=curves)
+    project = project.model_copy(update={"figures": {"f": figure}})
+    betas = [f"beta_gelu-beta={beta}" for beta in project.scale.axes["beta"]]
+    assert grid.plot_spec(project, "f")["colours"] == dict.fromkeys(betas, families)
+    own = grid.plot_spec(recoloured(project, "activation", betas[0]), "f")["colours"]
+    assert own == {**dict.fromkeys(betas, families), betas[0]: "#123456"}
+
+
+def test_a_caption_says_which_values_and_how_many_combinations():
+    project = project_with(figure_of(**MANY), **AXES)
+    said = grid.described(project, "fig0")
+    assert "rho 0, 0.1, 0.2" in said
+    assert "beta 2, 4" in said
+    assert "probes 1, 3" in said
+    assert "rho_few" not in said
+    assert "2 seeds; " in said
+    # Two recipes, four activations, and SGD, two of the penalty, two of SAM, two of each number of probes.
+    assert said.endswith(f"{2 * 4 * (1 + 2 + 2 + 2 * 2)} combinations.")
 
 
 def test_a_table_depends_on_its_cells_and_seeds():
@@ -334,7 +672,13 @@ def test_a_table_depends_on_its_cells_and_seeds():
     spec = grid.table_spec(project, "fig2")
     assert spec["cells"] == [cell.path for cell in grid.cells(project.figures["fig2"], project.scale)]
     assert spec["seeds"] == project.scale.seeds
-    assert set(spec["recipes"]) == set(project.scale.recipes)
+    assert set(spec["recipes"]) == set(project.scale.panels["all"])
+    assert {name: recipe["chance"] for name, recipe in spec["recipes"].items()} == {
+        "mnist1d_cnn": 0.1,
+        "digits_mlp": 0.1,
+    }
+    assert not spec["measured"]
+    assert grid.table_spec(project, "fig6")["measured"]
     more = project.model_copy(update={"scale": scale_of(seeds=3)})
     assert grid.table_spec(more, "fig2") != spec
 
@@ -343,14 +687,44 @@ def test_a_table_depends_on_its_cells_and_seeds():
 def test_settings_are_json(scale):
     project = project_of(scale)
     specs = [grid.dataset_spec(project, dataset) for dataset in project.scale.datasets]
+    measured = grid.measurements(project)
     for name, figure in project.figures.items():
         specs += [grid.plot_spec(project, name)]
-        if figure.landscape:
-            specs += [grid.landscape_spec(figure)]
-            continue
-        specs += [grid.table_spec(project, name)]
-        specs += [
-            grid.train_spec(project.scale.recipes[c.recipe], c, s) for c, s in grid.training_jobs(figure, project.scale)
-        ]
+        specs += [grid.landscape_spec(figure)] if figure.landscape else []
+        specs += [grid.table_spec(project, name)] if figure.grid else []
+        for cell, seeds in grid.training_jobs(figure, project.scale) if figure.grid else []:
+            at = grid.snapshots(measured.get(cell, {}))
+            specs += [grid.train_spec(project.scale.recipes[cell.recipe], cell, seeds, at)]
+            specs += [grid.measure_spec(project, cell, seeds, measured[cell])] if figure.measure else []
     for spec in specs:
         assert json.loads(json.dumps(spec)) == spec
+
+
+def measure_settings(quantity="second_derivatives", at=(0, 1), measurement=None, **changes) -> str:
+    scale = scale_of(measurement=measurement or {})
+    recipe = scale.recipes["digits_mlp"]
+    recipes = {"digits_mlp": type(recipe).model_validate({**recipe.model_dump(), **changes})}
+    project = project_of("tiny").model_copy(update={"scale": scale.model_copy(update={"recipes": recipes})})
+    return json.dumps(grid.measure_spec(project, CELL, range(2), {quantity: list(at)}))
+
+
+def test_what_is_measured_on_what_is_in_the_settings():
+    settings = [
+        measure_settings(),
+        measure_settings("other"),
+        measure_settings(at=(0, 0.5)),
+        *(measure_settings(measurement={key: 99}) for key in scale_of().measurement.model_dump()),
+        measure_settings(dataset="mnist1d"),
+        measure_settings(model={"name": "mlp", "widths": [17]}),
+    ]
+    assert len(set(settings)) == len(settings)
+    assert measure_settings(memory_mb=1, runtime_minutes=1, title="other", seeds_per_job=1) == settings[0]
+
+
+def test_snapshots_are_in_the_settings_of_a_training():
+    recipe = scale_of().recipes["digits_mlp"]
+    without, with_them = (grid.train_spec(recipe, CELL, range(2), at) for at in ([], [0, 1]))
+    assert without != with_them
+    assert {k: v for k, v in without.items() if k != "snapshots"} == {
+        k: v for k, v in with_them.items() if k != "snapshots"
+    }

@@ -14,7 +14,7 @@ from scipy.stats import t
 from nme import parquet
 from nme.errors import NmeError
 from nme.figures.curves import over_seeds
-from nme.grid import Cell, jobs_of_seeds, metrics_path
+from nme.grid import Cell, jobs_of_seeds, measured_path, metrics_path
 from nme.tables import collect, write_table
 from nme.train import COLUMNS
 
@@ -23,8 +23,12 @@ CELLS = ["r/relu/sgd/0", "r/relu/grad_norm/0.1", "s/gelu/grad_norm-p=2/10"]
 SPEC = {
     "scale": "tiny",
     "seeds": 3,
-    "recipes": {"r": {"title": "R, a net", "seeds_per_job": 2}, "s": {"title": "s", "seeds_per_job": 1}},
+    "recipes": {
+        "r": {"title": "R, a net", "seeds_per_job": 2, "chance": 0.1},
+        "s": {"title": "s", "seeds_per_job": 1, "chance": 0.5},
+    },
     "cells": CELLS,
+    "measured": False,
     "version": 1,
 }
 
@@ -72,6 +76,7 @@ def test_one_row_a_member_with_its_final_epoch(tmp_path, reverse):
         assert sorted(rows["seed"]) == [0, 1, 2]
         assert set(rows["activation"]) == {cell.activation}
         assert set(rows["panel"]) == {SPEC["recipes"][cell.recipe]["title"]}
+        assert set(rows["chance"]) == {SPEC["recipes"][cell.recipe]["chance"]}
         assert set(rows["epoch"]) == {3}
         np.testing.assert_allclose(rows["test_accuracy"], (100 * rows["seed"] + 3) / 1000)
 
@@ -79,8 +84,8 @@ def test_one_row_a_member_with_its_final_epoch(tmp_path, reverse):
 def test_the_summary_adds_up_the_trainings(tmp_path):
     write_results(tmp_path)
     _, summary = collect(SPEC, tmp_path)
-    assert summary["training_seconds"] == 7 * 1.5  # two cells of two jobs, one of three
-    assert summary["trained_with"] == {"nme 0.1.0, torch 2, cpu": 7}
+    assert summary["seconds_of_jobs"] == 7 * 1.5  # two cells of two jobs, one of three
+    assert summary["made_with"] == {"nme 0.1.0, torch 2, cpu": 7}
 
 
 def test_diverged_members_have_no_metrics(tmp_path):
@@ -107,8 +112,73 @@ def test_the_table_comes_back_from_its_file(tmp_path, monkeypatch):
     assert table["diverged"].to_pylist().count(True) == 1
     assert record["spec"] == SPEC
     assert record["members"] == 9
-    assert {"spec_sha256", "nme", "python", "seconds", "trained_with"} <= set(record)
+    assert {"spec_sha256", "nme", "python", "seconds", "made_with"} <= set(record)
     pd.testing.assert_frame_equal(table.to_pandas(), collect(SPEC, tmp_path)[0])
+
+
+# ---------------------------------------------------------------- measured
+
+MEASURED_SPEC = {**SPEC, "measured": True}
+
+
+def write_measured(root, spec=MEASURED_SPEC, gone=()) -> None:
+    """Two values a member and time; ``gone`` are pairs of a cell and a seed that have diverged: only the first time."""
+    for cell in spec["cells"]:
+        for seeds in jobs_of_seeds(spec["seeds"], spec["recipes"][cell.split("/")[0]]["seeds_per_job"]):
+            rows = [
+                {"seed": seed, "at": at, "step": int(100 * at), "quantity": "q", "layer": layer, "value": seed + at}
+                for seed in seeds
+                for at in ((0.0,) if (cell, seed) in gone else (0.0, 0.5, 1.0))
+                for layer in ("", "1")
+            ]
+            record = {"seconds": 1.5, "nme": "0.1.0", "torch": "2", "device": "cpu"}
+            path = root / measured_path(spec["scale"], Cell.from_path(cell), seeds)
+            parquet.write(pa.Table.from_pylist(rows), path, record)
+
+
+def test_every_measured_value_is_a_row(tmp_path):
+    write_measured(tmp_path, gone={(CELLS[0], 2)})
+    table, summary = collect(MEASURED_SPEC, tmp_path)
+    assert len(table) == (3 * 3 * 3 - 2) * 2
+    assert summary["members"] == 9
+    assert summary["seconds_of_jobs"] == 7 * 1.5
+    assert table["value"].tolist() == (table["seed"] + table["at"]).tolist()
+    for cell in map(Cell.from_path, CELLS):
+        rows = table[(table["recipe"] == cell.recipe) & (table["method"] == cell.method)]
+        assert set(rows["strength"]) == {float(cell.strength)}
+        assert set(rows["panel"]) == {SPEC["recipes"][cell.recipe]["title"]}
+        lost = 2 if cell.path == CELLS[0] else None
+        expected = {(s, at) for s in range(3) for at in (0, 0.5, 1) if s != lost or at == 0}
+        assert set(zip(rows["seed"], rows["at"], strict=True)) == expected
+
+
+def test_a_job_whose_members_have_all_diverged_adds_no_rows(tmp_path):
+    """And spoils the types of no column."""
+    write_measured(tmp_path)
+    cell = Cell.from_path(CELLS[0])
+    for seeds in jobs_of_seeds(3, 2):
+        path = tmp_path / measured_path("tiny", cell, seeds)
+        table, record = parquet.read(path)
+        parquet.write(table.slice(0, 0), path, record)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table, summary = collect(MEASURED_SPEC, tmp_path)
+    assert set(table["method"]) == {"grad_norm", "grad_norm-p=2"}
+    assert table["seed"].dtype == table["step"].dtype == np.int64
+    assert summary["members"] == 6
+
+
+def test_a_table_of_nothing_but_diverged_members_has_its_columns(tmp_path):
+    write_measured(tmp_path)
+    for path in tmp_path.rglob("*.parquet"):
+        table, record = parquet.read(path)
+        parquet.write(table.slice(0, 0), path, record)
+    table, summary = collect(MEASURED_SPEC, tmp_path)
+    assert (len(table), summary["members"]) == (0, 0)
+    assert {"recipe", "panel", "seed", "at", "quantity", "layer", "value"} <= set(table.columns)
+
+
+# ---------------------------------------------------------------- mistakes
 
 
 def test_a_missing_file_is_named_as_missing(tmp_path):

@@ -11,7 +11,9 @@ from nme.errors import NmeError
 
 try:
     PROJECT = load_project(config, "config")
-    CLAIMS = {n: grid.claims_spec(PROJECT, n) for n, f in PROJECT.figures.items() if f.claims}
+    CLAIMS = {
+        n: grid.claims_spec(PROJECT, n) for n, f in PROJECT.figures.items() if f.claims
+    }
 except NmeError as error:
     raise WorkflowError(str(error)) from None
 
@@ -52,7 +54,7 @@ def dataset_settings(wildcards):
 
 def cell_settings(wildcards):
     cell, seeds = cell_of(wildcards), grid.parse_seeds(wildcards.seeds)
-    snapshots = MEASUREMENTS[cell]["at"] if cell in MEASUREMENTS else []
+    snapshots = grid.snapshots(MEASUREMENTS.get(cell, {}))
     return json.dumps(grid.train_spec(recipe_of(wildcards), cell, seeds, snapshots))
 
 

@@ -293,7 +293,7 @@ def spectral_density(operator: _Operator, probes: int, steps: int, generator: to
 def nme_block_norms(
     curvature: Curvature, blocks: dict[str, list[str]], probes: int, generator: torch.Generator
 ) -> dict[str, Estimate]:
-    """‖N_ll‖_F of the diagonal block of each layer, and of the whole N under the name ''.
+    """‖N_ll‖_F of the diagonal block of each layer.
 
     In a network whose output is linear in the parameters of any one layer but for activations (no batch norm), the
     diagonal blocks of N are exactly the part of N that comes from second derivatives of activations (paper.md §1).
@@ -307,14 +307,11 @@ def nme_block_norms(
     """
     sizes = [p.numel() for p in curvature.parameters]
     owner = {name: block for block, names in blocks.items() for name in names}
-    masks = {"": torch.ones(curvature.size, dtype=torch.bool)}
-    for block in dict.fromkeys(owner[name] for name in curvature.names):
-        parts = [torch.full((n,), owner[name] == block) for name, n in zip(curvature.names, sizes, strict=True)]
-        masks[block] = torch.cat(parts)
-    squares: dict[str, list[Tensor]] = {block: [] for block in masks}
+    squares: dict[str, list[Tensor]] = {owner[name]: [] for name in curvature.names}
     for probe in Probes(curvature.size, probes, generator, "rademacher", curvature.dtype):
-        for block, mask in masks.items():
-            mask = mask.to(curvature.device)
-            product = curvature.nme_product(probe.to(curvature.device) * mask)
-            squares[block].append(product[mask].double().square().sum())
+        probe = probe.to(curvature.device)
+        for block, samples in squares.items():
+            parts = [torch.full((n,), owner[name] == block) for name, n in zip(curvature.names, sizes, strict=True)]
+            mask = torch.cat(parts).to(curvature.device)
+            samples.append(curvature.nme_product(probe * mask)[mask].double().square().sum())
     return {block: _root(torch.stack(samples)) for block, samples in squares.items()}

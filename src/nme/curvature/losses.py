@@ -29,8 +29,13 @@ class CrossEntropy:
         return torch.where(label, at_label, others - smoothing / classes)
 
     def hessian_product(self, logits: Tensor, vector: Tensor) -> Tensor:
-        """(∇²_z ℓ_i) v_i = p ⊙ (v − ⟨p, v⟩), shapes (B, C); labels do not matter."""
+        """(∇²_z ℓ_i) v_i = p ⊙ (v − ⟨p, v⟩), shapes (B, C); labels do not matter.
+
+        Near interpolation v_c − ⟨p, v⟩ cancels for the likeliest class. A constant added to v changes nothing, so v is
+        taken relative to its entry there.
+        """
         p = logits.softmax(1)
+        vector = vector - vector.gather(1, logits.argmax(1, keepdim=True))
         return p * (vector - (p * vector).sum(1, keepdim=True))
 
 

@@ -121,9 +121,10 @@ class Curvature:
         for weight, linearised in self._batches():
             forms = []
             for probe in probes:
-                nv, jv = linearised.nme_and_derivative(self._split(self._columns(probe)[:, 0]))
+                vector = self._columns(probe)[:, 0]
+                nv, jv = linearised.nme_and_derivative(self._split(vector))
                 gauss_newton = linearised.gauss_newton_form(jv)
-                nme = torch.dot(probe.double(), _flat(nv).double())
+                nme = torch.dot(vector.double(), _flat(nv).double())
                 forms.append(torch.stack([gauss_newton, nme]))
             totals.append(weight * torch.stack(forms))
         g, n = torch.stack(totals).sum(0).T
@@ -200,6 +201,7 @@ class Curvature:
 class _Linearised:
     """One batch: the logits' graph and that of w = Jᵀr/B, from which all products come."""
 
+    @torch.enable_grad()
     def __init__(self, curvature: Curvature, inputs: Tensor, labels: Tensor):
         self.parameters, self.loss = curvature.parameters, curvature.loss
         self.z = curvature.logits(inputs)
@@ -210,11 +212,13 @@ class _Linearised:
         self.r = self.loss.residual(self.z.detach(), self.labels).requires_grad_()
 
     @cached_property
+    @torch.enable_grad()
     def w(self) -> list[Tensor]:
         """Jᵀr/B with r a variable of its own; its value is the gradient."""
         return self._pulled_back(self.r)
 
     @cached_property
+    @torch.enable_grad()
     def attached(self) -> list[Tensor]:
         """Jᵀr/B with r a function of the parameters."""
         return self._pulled_back(self.loss.residual(self.z, self.labels))
@@ -321,6 +325,8 @@ def _matching(own: dict[str, nn.Parameter], patterns: list[str]) -> list[str]:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in trained):
             raise NmeError(unknown("parameter", pattern, trained))
+    if not patterns:
+        raise NmeError(f"no parameters are chosen (allowed: {', '.join(trained)})")
     return [name for name in trained if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
