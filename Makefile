@@ -1,5 +1,6 @@
-# make figures   the paper's figures at laptop scale      make test   the fast tests
-# make all       and the supplementary figures            make report one self-contained HTML page
+# make figures   the paper's figures at laptop scale
+# make all       and the supplementary figures, the claims, and the report: one self-contained HTML page
+# make test      the fast tests                           make bench  the benchmarks of docs/benchmarks.md
 #
 # The scale is config/config.yaml's. SCALE=tiny|laptop|workstation and CORES=n choose another one and fewer cores.
 
@@ -12,15 +13,13 @@ CONFIG = $(if $(SCALE),--config scale=$(SCALE)) --
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) $(CONFIG)
 REPORT = results/$(or $(SCALE),$(shell sed -n 's/^scale: *//p' config/config.yaml))/report.html
 
-.PHONY: figures all report test lint schemas clean
+.PHONY: figures all report test lint bench schemas clean
 
 figures: .venv/installed
 	$(SNAKEMAKE) figures
 
-all: .venv/installed
+all report: .venv/installed
 	$(SNAKEMAKE) all
-
-report: all
 	$(BIN)/snakemake --report $(REPORT) $(CONFIG) all
 
 test: .venv/installed-dev
@@ -32,6 +31,10 @@ lint: .venv/installed-dev
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 	$(BIN)/codespell
+
+bench: .venv/installed-dev
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(BIN)/python benchmarks/curvature.py
 
 # the JSON schemas of the configuration, from src/nme/config.py
 schemas: .venv/installed

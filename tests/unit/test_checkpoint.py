@@ -1,8 +1,9 @@
-"""Resume checkpoints: a job that was stopped ends with the metrics that it would have had."""
+"""Resume checkpoints and snapshots: a job that was stopped ends with the results that it would have had."""
 
 import json
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 
 from nme import grid, parquet
-from nme.checkpoint import Checkpoint, StopRequest
+from nme.activations import ACTIVATIONS
+from nme.checkpoint import Checkpoint, Snapshots, StopRequest, read_snapshot
 from nme.config import load_project
 from nme.datasets import Places
-from nme.errors import Interrupted
+from nme.errors import Interrupted, NmeError
 from nme.prepare import prepare
+from nme.streams import derived_seed
 from nme.train import Member, train
 
 ROOT = Path(__file__).parents[2]
@@ -203,13 +206,14 @@ def test_the_handler_is_restored_also_after_an_error(previous):
 # ---------------------------------------------------------- a training job
 
 SEEDS, EPOCHS, STEPS = 2, 3, 3  # 50 examples, batches of 16
+AT = {0: 0, 0.5: 4, 1: 9}  # when networks are kept, and the step that is; half way is within an epoch
 
 
-def settings(**changes) -> dict:
+def settings(snapshots=tuple(AT), **changes) -> dict:
     recipe = load_project({"scale": "tiny"}, ROOT / "config").scale.recipes["digits_mlp"]
     recipe = recipe.model_copy(update={"batch_size": 16, "epochs": EPOCHS, **changes})
     cell = grid.Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
-    return json.loads(json.dumps(grid.train_spec(recipe, cell, range(SEEDS))))
+    return json.loads(json.dumps(grid.train_spec(recipe, cell, range(SEEDS), list(snapshots))))
 
 
 @pytest.fixture(scope="module")
@@ -224,11 +228,36 @@ def metrics(path: Path) -> list[dict]:
     return parquet.read(path)[0].drop_columns("seconds").to_pylist()
 
 
+def networks(folder: Path) -> dict[str, dict]:
+    """What a job kept, by file name: the step and the network's tensors."""
+    return {path.name: torch.load(path) for path in (folder / "snapshots").iterdir()}
+
+
+def assert_same_networks(folder: Path, expected: dict[str, dict]) -> None:
+    """To the last bit."""
+    found = networks(folder)
+    assert set(found) == set(expected)
+    for name, snapshot in found.items():
+        assert snapshot["step"] == expected[name]["step"]
+        assert_same_tensors(snapshot["model"], expected[name]["model"])
+
+
+def assert_same_tensors(found: dict, expected: dict) -> None:
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(data, tmp_path_factory) -> list[dict]:
-    output = tmp_path_factory.mktemp("undisturbed") / "metrics.parquet"
-    train(settings(), data, output, CPU)
-    return metrics(output)
+def straight(data, tmp_path_factory) -> Path:
+    """The folder of a job that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    train(settings(), data, folder / "metrics.parquet", CPU)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(straight) -> list[dict]:
+    return metrics(straight / "metrics.parquet")
 
 
 def stop_after(monkeypatch, step: int, number: signal.Signals = signal.SIGTERM) -> None:
@@ -247,20 +276,25 @@ def stop_after(monkeypatch, step: int, number: signal.Signals = signal.SIGTERM) 
 
 # The first step; in an epoch; its end; the end of a member; in the next member; the very last step.
 @pytest.mark.parametrize("step", [1, 4, 6, 9, 13, 18])
-def test_stopped_and_continued_is_as_undisturbed(data, undisturbed, tmp_path, monkeypatch, step):
+def test_stopped_and_continued_is_as_undisturbed(data, straight, undisturbed, tmp_path, monkeypatch, step):
     output, said = tmp_path / "metrics.parquet", []
     with monkeypatch.context() as patch:
         stop_after(patch, step)
         with pytest.raises(Interrupted):
             train(settings(), data, output, CPU, log=said.append)
     assert said == []
-    assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"], "no metrics of half a job"
+    assert names_in(tmp_path) == {"resume.pt", "snapshots.partial"}, "no metrics of half a job"
     again = []
     train(settings(), data, output, CPU, log=said.append, report=again.append)
     assert said == [f"{tmp_path / 'resume.pt'}: continuing from the resume checkpoint"]
     assert metrics(output) == undisturbed
+    assert_same_networks(tmp_path, networks(straight))
     assert len(again) == SEEDS * EPOCHS - step // STEPS, "only what was left is trained"
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.parquet"]
+    assert names_in(tmp_path) == {"metrics.parquet", "snapshots"}
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("number", StopRequest.SIGNALS, ids=lambda number: number.name)
@@ -274,7 +308,7 @@ def test_a_stopped_job_says_by_what_and_where_its_state_is(data, tmp_path, monke
     assert signal.getsignal(number) is before
 
 
-def test_stopped_at_every_step(data, undisturbed, tmp_path, monkeypatch):
+def test_stopped_at_every_step(data, straight, undisturbed, tmp_path, monkeypatch):
     """Preempted again and again, a job still gets on, and to the same end."""
     output = tmp_path / "metrics.parquet"
     for step in range(1, SEEDS * EPOCHS * STEPS + 1):
@@ -287,23 +321,25 @@ def test_stopped_at_every_step(data, undisturbed, tmp_path, monkeypatch):
     train(settings(), data, output, CPU, log=lambda sentence: None, report=left.append)
     assert left == [], "nothing is left to train"
     assert metrics(output) == undisturbed
+    assert_same_networks(tmp_path, networks(straight))
 
 
-def stopped(data: Path, folder: Path, monkeypatch) -> Path:
-    """The checkpoint of a job that was stopped in its second member."""
+def stopped(data: Path, folder: Path, monkeypatch, step: int = 13) -> Path:
+    """The checkpoint of a job that was stopped, in its second member if nothing else is said."""
     with monkeypatch.context() as patch:
-        stop_after(patch, 13)
+        stop_after(patch, step)
         with pytest.raises(Interrupted):
             train(settings(), data, folder / "metrics.parquet", CPU)
     return folder / "resume.pt"
 
 
-def test_a_truncated_checkpoint_starts_over_with_the_same_metrics(data, undisturbed, tmp_path, monkeypatch):
+def test_a_truncated_checkpoint_starts_over_with_the_same_results(data, straight, undisturbed, tmp_path, monkeypatch):
     path, said = stopped(data, tmp_path, monkeypatch), []
     path.write_bytes(path.read_bytes()[:-100])
     train(settings(), data, tmp_path / "metrics.parquet", CPU, log=said.append)
     assert said == [f"{path}: the resume checkpoint is damaged; starting over"]
     assert metrics(tmp_path / "metrics.parquet") == undisturbed
+    assert_same_networks(tmp_path, networks(straight))
     assert not path.exists()
 
 
@@ -314,6 +350,7 @@ def test_other_settings_start_over(data, tmp_path, monkeypatch):
     assert said == [f"{path}: the resume checkpoint has another settings; starting over"]
     train(changed, data, tmp_path / "fresh" / "metrics.parquet", CPU)
     assert metrics(tmp_path / "metrics.parquet") == metrics(tmp_path / "fresh" / "metrics.parquet")
+    assert_same_networks(tmp_path, networks(tmp_path / "fresh"))
 
 
 def test_other_data_start_over(data, tmp_path, monkeypatch):
@@ -321,3 +358,111 @@ def test_other_data_start_over(data, tmp_path, monkeypatch):
     prepare({"dataset": "digits", "train": 60, "test": 20, "version": 1}, Places(), tmp_path / "data")
     train(settings(), tmp_path / "data" / "manifest.json", tmp_path / "metrics.parquet", CPU, log=said.append)
     assert said == [f"{path}: the resume checkpoint has another data; starting over"]
+
+
+# ------------------------------------------------------------- snapshots
+
+
+def initial(seed: int) -> dict:
+    """The state of a network that is not trained yet."""
+    recipe = load_project({"scale": "tiny"}, ROOT / "config").scale.recipes["digits_mlp"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "init"))
+        return recipe.model.build((1, 8, 8), 10, ACTIVATIONS.parse("gelu")).state_dict()
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_snapshots_are_the_networks_of_their_steps(data, straight, tmp_path, monkeypatch, seed):
+    """Compared with checkpoints of other jobs, stopped at those steps, and with a network that is not trained."""
+    for at, step in AT.items():
+        snapshot = read_snapshot(straight / "snapshots", seed, at)
+        assert snapshot["step"] == step
+        if step == 0:
+            assert_same_tensors(snapshot["model"], initial(seed))
+            continue
+        path = stopped(data, tmp_path / str(at), monkeypatch, seed * EPOCHS * STEPS + step)
+        member = torch.load(path)["state"]["member"]
+        assert member["seed"] == seed
+        assert_same_tensors(snapshot["model"], member["model"])
+
+
+def test_keeping_networks_changes_no_metrics(data, undisturbed, tmp_path):
+    train(settings(snapshots=[]), data, tmp_path / "metrics.parquet", CPU)
+    assert metrics(tmp_path / "metrics.parquet") == undisturbed
+    assert list((tmp_path / "snapshots").iterdir()) == [], "an empty folder: Snakemake expects it"
+
+
+def test_two_fractions_of_one_step_are_both_kept(data, tmp_path):
+    train(settings(snapshots=[0.99, 1], epochs=1), data, tmp_path / "metrics.parquet", CPU)
+    for seed in range(SEEDS):
+        almost, end = (read_snapshot(tmp_path / "snapshots", seed, at) for at in (0.99, 1))
+        assert almost["step"] == end["step"] == STEPS
+        assert_same_tensors(almost["model"], end["model"])
+
+
+def test_a_diverged_member_has_no_networks_from_then_on(data, tmp_path):
+    """It diverges in its first epoch, and is not trained further."""
+    diverging = settings(learning_rate=1e30, snapshots=[0, 0.5, 1])
+    train(diverging, data, tmp_path / "metrics.parquet", CPU)
+    assert [row["diverged"] for row in metrics(tmp_path / "metrics.parquet")] == [True] * SEEDS
+    for seed in range(SEEDS):
+        assert_same_tensors(read_snapshot(tmp_path / "snapshots", seed, 0)["model"], initial(seed))
+        assert read_snapshot(tmp_path / "snapshots", seed, 0.5) is None
+        assert read_snapshot(tmp_path / "snapshots", seed, 1) is None
+
+
+@pytest.mark.xfail(strict=True)
+def test_a_network_that_is_not_finite_is_not_kept(data, tmp_path):
+    """Also within the epoch at whose end the member counts as diverged."""
+    diverging = settings(learning_rate=1e30, snapshots=[0.2])
+    train(diverging, data, tmp_path / "metrics.parquet", CPU)
+    for seed in range(SEEDS):
+        snapshot = read_snapshot(tmp_path / "snapshots", seed, 0.2)
+        assert snapshot is None or all(tensor.isfinite().all() for tensor in snapshot["model"].values())
+
+
+def test_what_an_earlier_job_left_is_not_taken_over_by_a_fresh_one(tmp_path):
+    """Only one that continues from a checkpoint takes it over."""
+    network = torch.nn.Linear(2, 2)
+    for seed, fresh in ((0, True), (1, False), (2, True)):
+        snapshots = Snapshots(tmp_path / "snapshots", [0], 10, fresh)
+        snapshots.take(seed, 0, network)
+        kept = {path.name for path in snapshots.partial.iterdir()}
+        assert kept == ({"seed=0-at=0.pt", "seed=1-at=0.pt"} if seed == 1 else {f"seed={seed}-at=0.pt"})
+    assert not snapshots.folder.exists()
+    snapshots.folder.mkdir()
+    (snapshots.folder / "old").touch()
+    snapshots.finish()
+    assert names_in(tmp_path) == {"snapshots"}
+    assert names_in(snapshots.folder) == {"seed=2-at=0.pt"}
+
+
+def test_only_the_steps_that_are_due_are_kept(tmp_path):
+    snapshots = Snapshots(tmp_path / "snapshots", [0, 0.25, 1], 8, fresh=True)
+    for step in range(9):
+        snapshots.take(3, step, torch.nn.Linear(2, 2))
+    snapshots.finish()
+    found = {at: read_snapshot(snapshots.folder, 3, at)["step"] for at in snapshots.at}
+    assert found == {0: 0, 0.25: 2, 1: 8}
+    assert len(names_in(snapshots.folder)) == 3
+
+
+def test_a_snapshot_of_another_member_or_time_is_not_there(straight):
+    assert read_snapshot(straight / "snapshots", SEEDS, 0) is None
+    assert read_snapshot(straight / "snapshots", 0, 0.25) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 50, None], ids=["empty", "garbage", "truncated"])
+def test_a_damaged_snapshot_is_one_message(straight, tmp_path, content):
+    folder = tmp_path / "snapshots"
+    shutil.copytree(straight / "snapshots", folder)
+    path = folder / "seed=1-at=0.5.pt"
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(NmeError) as caught:
+        read_snapshot(folder, 1, 0.5)
+    assert str(caught.value) == f"{path}: damaged; delete {folder} and train again"
+
+
+def test_a_missing_folder_of_snapshots_is_one_message(tmp_path):
+    with pytest.raises(NmeError, match=r"snapshots: missing; train first"):
+        read_snapshot(tmp_path / "snapshots", 0, 0)

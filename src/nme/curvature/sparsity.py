@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from nme.activations import Activation
 from nme.models.layers import Activate
+from nme.products import frozen_statistics
 
 THRESHOLD = 1e-3  # of the largest |φ''| there is
 
@@ -38,7 +39,8 @@ def nonzero_second_derivatives(model: nn.Module, inputs: Tensor) -> dict[str, tu
         for name, layer in layers
     ]
     try:
-        model(inputs)
+        with frozen_statistics(model):
+            model(inputs)
     finally:
         for hook in hooks:
             hook.remove()

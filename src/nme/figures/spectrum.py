@@ -29,7 +29,9 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
     for row in grid:
         for axes in row[1:]:
             axes.sharey(row[0])
-    for axes, label in zip(grid[:, 0], ("share of the NME", "extreme eigenvalues", "spectral density"), strict=True):
+    for axes, label in zip(
+        grid[:, 0], ("share of the NME", "extreme eigenvalues\n(loss / parameter²)", "spectral density"), strict=True
+    ):
         axes.set_ylabel(label)
     style.legend(figure, list(grid[1]))
     seeds, measured = record["spec"]["seeds"], f"{' · '.join(LINES.values())}"
@@ -96,11 +98,14 @@ def _draw_densities(axes: Axes, table: pd.DataFrame, colours: dict[str, str]) ->
     low, high = last["value"].min(), last["value"].max()
     at = np.linspace(low - 0.05 * (high - low), high + 0.05 * (high - low), 600)
     width = 0.01 * (high - low)
+    highest = 0.0
     for symbol, colour in colours.items():
         rows = last[last["operator"] == symbol]
         runs = len(rows[["seed", "probe"]].drop_duplicates())
         bumps = np.exp(-0.5 * ((at[:, None] - rows["value"].to_numpy()) / width) ** 2) / (width * np.sqrt(2 * np.pi))
-        axes.plot(at, bumps @ rows["weight"].to_numpy() / runs, color=colour)
+        density = bumps @ rows["weight"].to_numpy() / runs
+        axes.plot(at, density, color=colour)
+        highest = max(highest, density.max())
     axes.set_yscale("log")
-    axes.set_ylim(bottom=1e-6)
-    axes.set_xlabel("eigenvalue (loss / parameter²)")
+    axes.set_ylim(1e-6 * highest, 3 * highest)
+    axes.set_xlabel("eigenvalue")

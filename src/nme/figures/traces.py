@@ -32,7 +32,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
         axes.set_yscale("symlog", linthresh=linear)
         axes.minorticks_off()
         method = METHODS.parse(place["method"])
-        strength = f", {method.symbol} = {place['strength']:g}" if method.symbol else ""
+        strength = f"\n{method.symbol} = {place['strength']:g}" if method.symbol else "\n"
         axes.set_title(f"{place['panel']}\n{method.full_label}{strength}")
     for axes in grid:
         axes.sharey(grid[0])
