@@ -125,7 +125,7 @@ Operator = Literal["H", "G", "N"]
 class Config(Closed):
     """The user's page, config/config.yaml."""
 
-    scale: Identifier = Field(description="Which file of config/scales: how large everything is.")
+    scale: str = Field(description="Which file of config/scales: how large everything is.")
     data_dir: str | None = Field(None, description="Folder with image sets you already have; null: download them.")
     device: Literal["cpu", "cuda", "auto"] = Field(
         "cpu", description="Where to train. auto: a GPU if there is one, else the CPU."
@@ -454,7 +454,7 @@ def load_project(values: dict[str, Any], folder: Path | str = "config") -> Proje
         raise NmeError(f"data_dir is '{config.data_dir}', which is not a folder (give an existing one, or null)")
     scales = {path.stem for path in folder.glob("scales/*.yaml")}
     if config.scale not in scales:
-        raise NmeError(f"{folder}/config.yaml: {unknown('scale', config.scale, scales)}")
+        raise NmeError(f"scale ({folder}/config.yaml, or --config): {unknown('scale', config.scale, scales)}")
     path = folder / "scales" / f"{config.scale}.yaml"
     scale = check(Scale, read_yaml(path), str(path))
     figures = {}

@@ -11,13 +11,12 @@ from nme.errors import NmeError
 
 try:
     PROJECT = load_project(config, "config")
+    export(PROJECT.config)
     CLAIMS = {
         n: grid.claims_spec(PROJECT, n) for n, f in PROJECT.figures.items() if f.claims
     }
 except NmeError as error:
     raise WorkflowError(str(error)) from None
-
-export(PROJECT.config)
 
 SCALE = PROJECT.config.scale
 MEASUREMENTS = grid.measurements(PROJECT)
