@@ -1,15 +1,18 @@
-"""The command line: one verb a stage, and ``status``. Snakemake's rules call exactly these commands."""
+"""The command line: one verb a stage, which Snakemake's rules call as they stand here; and ``plan`` and ``status``."""
 
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nme import __version__
 from nme.errors import Interrupted, NmeError
+
+if TYPE_CHECKING:
+    from nme.config import Project
 
 app = typer.Typer(
     help=__doc__,
@@ -153,17 +156,57 @@ def status(
     from rich.console import Console
     from rich.table import Table
 
-    from nme.config import load_project, read_yaml
     from nme.status import status
 
-    values = read_yaml(config) or {}
-    if scale and isinstance(values, dict):
-        values = {**values, "scale": scale}
-    project = load_project(values, config.parent)
+    project = _project(config, scale)
     table = Table("figure", "done", "wanted", "drawn", title=f"scale {project.config.scale}")
     for row in status(project):
         table.add_row(row.figure, str(row.done), str(row.wanted), "yes" if row.drawn else "no")
     Console().print(table)
+
+
+@app.command()
+def plan(
+    scale: Annotated[str | None, typer.Option(help="Instead of the configured one.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda, instead of the configured one.")] = None,
+    config: Annotated[Path, typer.Option(help="The user's page.")] = Path("config/config.yaml"),
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show what each figure would cost: jobs, members, steps, hours of a core or a GPU, memory, disk."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from nme.errors import unknown
+    from nme.plan import SPEED, plan
+
+    project = _project(config, scale)
+    chosen = device or ("cpu" if project.config.device == "cpu" else "cuda")
+    if chosen not in SPEED:
+        raise NmeError(unknown("device", chosen, SPEED))
+    found = plan(project, chosen)
+    if as_json:
+        print(json.dumps({"scale": project.config.scale, "device": chosen, **{n: asdict(c) for n, c in found.items()}}))
+        return
+    hours = "core-hours" if chosen == "cpu" else "GPU-hours"
+    table = Table("figure", *("jobs", "members", "steps", hours, "MB memory", "MB disk"))
+    table.title = f"scale {project.config.scale}"
+    table.caption = "hours are estimated from counted operations; figures share trainings"
+    for name, cost in found.items():
+        size = f"{cost.hours:.2f}" if cost.hours < 10 else f"{cost.hours:.0f}"
+        cells = (cost.jobs, cost.members, f"{cost.steps:,}", size, cost.memory_mb, f"{cost.disk_mb:.1f}")
+        table.add_row(name, *map(str, cells), end_section=name == list(found)[-2])
+    Console().print(table)
+
+
+def _project(config: Path, scale: str | None) -> "Project":
+    from nme.config import load_project, read_yaml
+
+    values = read_yaml(config) or {}
+    if scale and isinstance(values, dict):
+        values = {**values, "scale": scale}
+    return load_project(values, config.parent)
 
 
 def main() -> None:

@@ -46,10 +46,12 @@ class Method(Named):
     Attributes:
         symbol: its strength's on axes; None: it has no strength.
         has_clean_pass: whether loss, logits and gradient norm of an update are those at θ itself.
+        gradients: cost of an update in gradients (3 F), counted in a network of convolutions; for planning.
     """
 
     symbol: str | None
     has_clean_pass = True
+    gradients: float
 
     def update(self, model: nn.Module, batch: Batch, strength: float, noise: torch.Generator) -> Update:
         """The direction of one step.
@@ -68,6 +70,7 @@ class Sgd(Method):
     """The gradient g itself. Cost: 3 F. A strength of 0 of any method is this one."""
 
     name = "sgd"
+    gradients = 1
     label = "SGD"
     symbol = None
 
@@ -87,6 +90,7 @@ class GradientPenalty(Method):
     """
 
     name = "grad_norm"
+    gradients = 3
     label = "gradient penalty"
     symbol = "ρ"
     parameters = {"p": Parameter(default=1, choices=(1, 2))}  # noqa: RUF012
@@ -114,6 +118,7 @@ class Sam(Method):
     """
 
     name = "sam"
+    gradients = 2
     label = "SAM"
     symbol = "ρ"
     normalised = True
@@ -149,6 +154,7 @@ class GradientPenaltyWithoutNme(Method):
     """
 
     name = "grad_norm_gn"
+    gradients = 7 / 3
     label = "gradient penalty, NME ablated"
     symbol = "ρ"
 
@@ -173,6 +179,7 @@ class WeightNoise(Method):
     """
 
     name = "weight_noise"
+    gradients = 1
     label = "weight noise"
     symbol = "σ²"
     has_clean_pass = False
@@ -200,6 +207,10 @@ class HessianTrace(Method):
     label = "Hessian trace penalty"
     symbol = "σ²"
     parameters = {"k": Parameter(default=1)}  # noqa: RUF012
+
+    @property
+    def gradients(self):
+        return 3 + 5.5 * self.k
 
     def update(self, model, batch, strength, noise):
         import torch
@@ -235,6 +246,10 @@ class GaussNewtonTrace(Method):
     symbol = "σ²"
     parameters = {"k": Parameter(default=1)}  # noqa: RUF012
 
+    @property
+    def gradients(self):
+        return 1 + 8 / 3 * self.k
+
     def update(self, model, batch, strength, noise):
         import torch
         from torch.nn.functional import cross_entropy
@@ -268,6 +283,10 @@ class GaussNewtonTraceByProbes(Method):
     label = "Gauss-Newton trace penalty (uᵀGu)"
     symbol = "σ²"
     parameters = {"k": Parameter(default=1)}  # noqa: RUF012
+
+    @property
+    def gradients(self):
+        return 1 + 2 * self.k
 
     def update(self, model, batch, strength, noise):
         import torch

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
 from nme.models import MODELS
-from nme.models.layers import Activate, BatchNorm2d
+from nme.models.layers import Activate, BatchNorm2d, Conv1d
 
 CLASSES = 3
 SIZES = (5, 3)  # of the batches, unequal so that their weights matter
@@ -113,6 +113,12 @@ class DenseBatch:
         for name, module in list(self.model.named_modules()):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 self.model.set_submodule(name, norm(module))
+            elif isinstance(module, Conv1d):
+                plain = nn.Conv1d(
+                    module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding
+                )
+                plain.weight, plain.bias = module.weight, module.bias
+                self.model.set_submodule(name, plain)
             elif isinstance(module, Activate) and not module.activation.genuine:
                 self.model.set_submodule(name, SecondOrder(module.activation))
         self.model.eval()

@@ -283,7 +283,6 @@ def test_fractions_of_second_derivatives_per_layer_and_in_all(data, kept, tmp_pa
 
 def test_a_diverged_member_has_values_from_before_alone(data, seen, tmp_path):
     folder = snapshots_of(data, tmp_path, learning_rate=1e30)
-    (folder / "seed=1-at=0.5.pt").unlink(missing_ok=True)
     measure(settings({"spy": [0.0, 1.0]}), data, folder, tmp_path / "measured.parquet", CPU)
     assert {(row["seed"], row["at"]) for row in rows_of(tmp_path / "measured.parquet")} == {(seed, 0) for seed in SEEDS}
 

@@ -204,6 +204,36 @@ class TestUnbiased:
         name = "gauss_newton_trace_probe"
         assert_mean(lambda seed: direction(name, dense.original, dense.batch, seed=seed) - g, expected)
 
+    def test_weight_noise_and_the_hessian_trace_penalty_are_matched(self):
+        """At equal, small σ² their updates add the same to g in the mean, (σ²/2) ∇ tr H; the Gauss-Newton's do not.
+
+        From each draw of weight noise σHε is taken, whose mean is 0 and which would hide the rest.
+        """
+        dense, _ = small()
+        g, H, sigma2, draws = dense.gradient(dense.theta), dense.hessian(), 1e-6, 1000
+
+        def added(name):
+            return torch.stack([direction(name, dense.original, dense.batch, sigma2, i) for i in range(draws)]) - g
+
+        def noise(seed):
+            generator = stream(seed, "noise")
+            return flat([torch.randn(shape, generator=generator).double() for shape in dense.shapes.values()])
+
+        first_order = sigma2**0.5 * torch.stack([noise(i) for i in range(draws)]) @ H
+        found = {
+            "noise": (added("weight_noise") - first_order) / (sigma2 / 2),
+            "hessian": added("hessian_trace") / (sigma2 / 2),
+            "gauss_newton": added("gauss_newton_trace_probe") / (sigma2 / 2),
+        }
+        mean = {name: values.mean(0) for name, values in found.items()}
+        error = {name: values.std(0) / draws**0.5 for name, values in found.items()}
+        expected = central_differences(lambda t: torch.func.hessian(dense.loss)(t).trace(), dense.theta)
+        for name in ("noise", "hessian"):
+            assert ((mean[name] - expected).abs() < 4.5 * error[name] + 1e-2 * expected.abs().max()).all()
+        both = (error["noise"].square() + error["hessian"].square()).sqrt()
+        assert ((mean["noise"] - mean["hessian"]).abs() < 4.5 * both + 1e-2 * expected.abs().max()).all()
+        assert ((mean["gauss_newton"] - mean["hessian"]).abs() > 10 * both).any()
+
     def test_weight_noise_and_the_hessian_trace_move_parameters_alike_at_small_strength(self):
         """At equal σ² both add (σ²/2) ∇ tr H in the mean, to first order."""
         dense, _ = small()

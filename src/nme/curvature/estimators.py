@@ -115,32 +115,38 @@ def hutch_plus_plus(operator: _Operator, products: int, generator: torch.Generat
     for probe in _probes(operator, third, generator, "rademacher"):
         rest = probe.to(operator.device)
         rest = rest - basis @ (basis.T @ rest)
-        samples.append(torch.dot(rest.double(), (operator @ rest).double()))
-    estimate = Estimate.of(torch.stack(samples))
+        samples.append(torch.dot(rest.double(), (operator @ rest).double()).item())
+    estimate = Estimate.of(torch.tensor(samples, dtype=torch.float64))
     return Estimate(exact + estimate.value, estimate.error, estimate.samples)
 
 
 def frobenius_norm(operator: _Operator, probes: int, generator: torch.Generator) -> Estimate:
     """‖A‖_F = √E‖Au‖². The samples are ‖Au‖²; the error of the root is by the delta method; its bias is O(1/K)."""
     samples = [
-        (operator @ probe).double().square().sum() for probe in _probes(operator, probes, generator, "rademacher")
+        (operator @ probe).double().square().sum().item()
+        for probe in _probes(operator, probes, generator, "rademacher")
     ]
-    return _root(torch.stack(samples))
+    return _root(samples)
 
 
-def _root(squares: Tensor) -> Estimate:
-    """The root of a mean of squares; the samples stay the squares."""
-    squared = Estimate.of(squares)
+def _root(squares: list[float]) -> Estimate:
+    """The root of a mean of squares; the samples stay the squares.
+
+    They are collected as numbers: small tensors that stay keep malloc from reusing the space between them, so that
+    memory would grow with the probes.
+    """
+    squared = Estimate.of(torch.tensor(squares, dtype=torch.float64))
     value = sqrt(squared.value)
     return Estimate(value, squared.error / (2 * value) if value > 0 else 0.0, squared.samples)
 
 
 def frobenius_norms(curvature: Curvature, probes: int, generator: torch.Generator) -> dict[str, Estimate]:
     """‖H‖_F, ‖G‖_F and ‖N‖_F from the same probes, by joint products. Cost: 8 F a probe."""
-    squares = []
+    squares: dict[str, list[float]] = {symbol: [] for symbol in "HGN"}
     for probe in Probes(curvature.size, probes, generator, "rademacher", curvature.dtype):
-        squares.append(torch.stack([p.double().square().sum() for p in curvature.products(probe)]))
-    return {symbol: _root(samples) for symbol, samples in zip("HGN", torch.stack(squares).T, strict=True)}
+        for samples, product in zip(squares.values(), curvature.products(probe), strict=True):
+            samples.append(product.double().square().sum().item())
+    return {symbol: _root(samples) for symbol, samples in squares.items()}
 
 
 def diagonal(operator: _Operator, probes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -307,11 +313,11 @@ def nme_block_norms(
     """
     sizes = [p.numel() for p in curvature.parameters]
     owner = {name: block for block, names in blocks.items() for name in names}
-    squares: dict[str, list[Tensor]] = {owner[name]: [] for name in curvature.names}
+    squares: dict[str, list[float]] = {owner[name]: [] for name in curvature.names}
     for probe in Probes(curvature.size, probes, generator, "rademacher", curvature.dtype):
         probe = probe.to(curvature.device)
         for block, samples in squares.items():
             parts = [torch.full((n,), owner[name] == block) for name, n in zip(curvature.names, sizes, strict=True)]
             mask = torch.cat(parts).to(curvature.device)
-            samples.append(curvature.nme_product(probe * mask)[mask].double().square().sum())
-    return {block: _root(torch.stack(samples)) for block, samples in squares.items()}
+            samples.append(curvature.nme_product(probe * mask)[mask].double().square().sum().item())
+    return {block: _root(samples) for block, samples in squares.items()}

@@ -119,14 +119,14 @@ class Curvature:
         """
         totals: list[Tensor] = []
         for weight, linearised in self._batches():
-            forms = []
+            forms = []  # numbers, since small tensors that stay keep malloc from reusing the space between them
             for probe in probes:
                 vector = self._columns(probe)[:, 0]
                 nv, jv = linearised.nme_and_derivative(self._split(vector))
                 gauss_newton = linearised.gauss_newton_form(jv)
                 nme = torch.dot(vector.double(), _flat(nv).double())
-                forms.append(torch.stack([gauss_newton, nme]))
-            totals.append(weight * torch.stack(forms))
+                forms.append(torch.stack([gauss_newton, nme]).tolist())
+            totals.append(weight * torch.tensor(forms, dtype=torch.float64, device=self.device))
         g, n = torch.stack(totals).sum(0).T
         return Products(g + n, g, n)
 
