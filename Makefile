@@ -13,7 +13,7 @@ CONFIG = $(if $(SCALE),--config scale=$(SCALE)) --
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) $(CONFIG)
 REPORT = results/$(or $(SCALE),$(shell sed -n 's/^scale: *//p' config/config.yaml))/report.html
 
-.PHONY: figures all report test lint bench schemas clean
+.PHONY: figures all report test lint bench image lock schemas clean
 
 figures: .venv/installed
 	$(SNAKEMAKE) figures
@@ -35,6 +35,14 @@ lint: .venv/installed-dev
 bench: .venv/installed-dev
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/curvature.py
+
+# the container image of all jobs, where Apptainer is installed
+image: .venv/installed
+	apptainer build containers/nme-$$($(BIN)/python -c 'import nme; print(nme.__version__)').sif containers/nme.def
+
+# the exact versions that the image installs, from pyproject.toml
+lock: .venv/installed
+	$(BIN)/python containers/lock.py
 
 # the JSON schemas of the configuration, from src/nme/config.py
 schemas: .venv/installed

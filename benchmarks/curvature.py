@@ -3,7 +3,7 @@
     make bench
 
 Each case runs in a process of its own, a few times, the tools by turns; the median time and the peak memory beyond that
-of the process before the work count. What a tool cannot do is left empty. Needs the extra ``bench`` (see pyproject.toml).
+of the process before the work count. What a tool cannot do is left empty. Needs the extra ``bench``.
 """
 
 import json
@@ -16,7 +16,12 @@ from pathlib import Path
 
 MODELS = {
     "MLP 784-512-512-10, 256 examples": ("mlp", (784,), {"widths": [512, 512]}, 256),
-    "CNN 32-64-64, 32×32, 128 examples": ("cnn", (3, 32, 32), {"channels": [32, 64, 64], "kernel": 3, "stride": 2}, 128),
+    "CNN 32-64-64, 32×32, 128 examples": (
+        "cnn",
+        (3, 32, 32),
+        {"channels": [32, 64, 64], "kernel": 3, "stride": 2},
+        128,
+    ),
     "WideResNet-16-2, 32×32, 64 examples": ("wide_resnet", (3, 32, 32), {"depth": 16, "widen": 2}, 64),
 }
 TOOLS = ("nme", "curvlinops", "hessian-eigenthings", "PyHessian")
@@ -32,7 +37,7 @@ TASKS = {
 REPEATS = 3
 
 
-class Unable(Exception):
+class UnableError(Exception):
     """A tool has no such function."""
 
 
@@ -74,7 +79,7 @@ def work(tool: str, task: str, count: int, model, loss, x, y):
                 return eigsh(hessian.to_scipy(), k=1, ncv=count, maxiter=1, tol=1e9)
             if task == "hessian":
                 return hessian @ torch.randn(hessian.shape[0], count, generator=generator)
-            raise Unable
+            raise UnableError
 
         return run
     if tool == "hessian-eigenthings":
@@ -91,14 +96,14 @@ def work(tool: str, task: str, count: int, model, loss, x, y):
                 return he.lanczos_tridiagonal(hessian, torch.randn(hessian.size, generator=generator), count)
             if task == "hessian":
                 return [hessian.matvec(torch.randn(hessian.size, generator=generator)) for _ in range(count)]
-            raise Unable
+            raise UnableError
 
         return run
     from pyhessian import hessian
 
     def run():
         if task not in ("trace", "lanczos"):
-            raise Unable
+            raise UnableError
         computation = hessian(model, loss, data=(x, y), cuda=False)
         found = computation.trace(count, tol=0) if task == "trace" else computation.density(count, 1)
         model.zero_grad(set_to_none=True)
@@ -132,7 +137,7 @@ def measured(tool: str, task: str, model_name: str) -> dict:
         run()
         seconds = time.perf_counter() - began
         return {"seconds": seconds, "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
-    except (Unable, ImportError) as error:
+    except (UnableError, ImportError) as error:
         return {"unable": type(error).__name__}
 
 
@@ -151,7 +156,11 @@ def main() -> None:
                         continue
                     command = [sys.executable, __file__, tool, task, model_name]
                     done = subprocess.run(command, capture_output=True, text=True, check=False)
-                    result = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {"unable": done.stderr[-300:]}
+                    result = (
+                        json.loads(done.stdout.splitlines()[-1])
+                        if not done.returncode
+                        else {"unable": done.stderr[-300:]}
+                    )
                     found[tool].append(result)
             for tool, results in found.items():
                 if "unable" in results[-1]:
@@ -165,7 +174,9 @@ def main() -> None:
     table = pd.DataFrame(rows)
     folder = Path(__file__).parents[1] / "docs"
     table.to_csv(folder / "benchmarks-curvature.csv", index=False, float_format="%.4g")
-    cells = table.assign(cell=[f"{s:.2f} s, {m:.0f} MiB" for s, m in zip(table["seconds"], table["peak_mib"], strict=True)])
+    cells = table.assign(
+        cell=[f"{s:.2f} s, {m:.0f} MiB" for s, m in zip(table["seconds"], table["peak_mib"], strict=True)]
+    )
     wide = cells.pivot(index=["model", "task"], columns="tool", values="cell").reindex(columns=list(TOOLS)).fillna("–")
     order = [(m, t) for m in MODELS for t in TASKS]
     lines = [f"| model | work | {' | '.join(TOOLS)} |", "| --- " * (2 + len(TOOLS)) + "|"]

@@ -8,6 +8,7 @@ from nme import grid
 from nme.config import load_project
 from nme.environment import export
 from nme.errors import NmeError
+from nme.image import check_image
 
 try:
     PROJECT = load_project(config, "config")
@@ -31,6 +32,13 @@ wildcard_constraints:
     strength="[0-9.]+",
     seeds="[0-9]+(-[0-9]+)?",
     figure="|".join(PROJECT.figures),
+
+
+def require_image(path):
+    try:
+        check_image(path)
+    except NmeError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def figures_of_kind(*kinds):
