@@ -1,5 +1,6 @@
 """The command line: a mistake is one message and exit code 2, without a traceback and without an output."""
 
+import inspect
 import json
 import os
 import shutil
@@ -162,7 +163,8 @@ VERBS = {
 
 
 def test_every_verb_that_takes_settings_is_tried_here():
-    assert {command.callback.__name__ for command in cli.app.registered_commands} == {*VERBS, "status"}
+    verbs = [command.callback for command in cli.app.registered_commands]
+    assert {verb.__name__ for verb in verbs if "spec" in inspect.signature(verb).parameters} == set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,4 +1,4 @@
-"""Projects to run, and one that has been run."""
+"""Projects to run, and two that have been run."""
 
 import pytest
 from workflow_project import Project
@@ -11,7 +11,16 @@ def project(tmp_path) -> Project:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
-    """The tiny scale with everything made; tests copy it."""
+    """The tiny scale with every file made, by a stand-in that computes nothing; tests copy it."""
     project = Project.fresh(tmp_path_factory.mktemp("finished") / "project")
-    project.snakemake("all")
+    with project.computing_nothing():
+        project.snakemake("all", cores=8)
+    return project
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Project:
+    """The tiny scale with the cheapest figure of each kind really made; tests copy it."""
+    project = Project.fresh(tmp_path_factory.mktemp("trained") / "project")
+    project.snakemake(*(f"figures/{name}.pdf" for name in project.cheapest()))
     return project

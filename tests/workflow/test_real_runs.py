@@ -1,4 +1,4 @@
-"""Slow: real data, the report. Where the data are not there, the test says so and is skipped."""
+"""Slow: real data. Where they are not there, the test says so and is skipped."""
 
 import os
 import shutil
@@ -50,13 +50,3 @@ def test_the_workstation_scale_learns_on_real_images(project, images):
         accuracy = table["test_accuracy"].to_pylist()
         print(target, accuracy)
         assert accuracy[-1] > least  # chance is 0.1
-
-
-def test_the_report_is_one_file_with_every_figure(finished):
-    report = finished.folder / "report.html"
-    finished.run("snakemake", "--config", "scale=tiny", "--report", str(report), "--", "all")
-    text = report.read_text()
-    assert "Figure 1: loss and NME over two weights" in text
-    assert "GELU gains up to some" in text  # a caption
-    assert "scale=tiny" in text  # of the command that makes a figure
-    assert "figures/fig2.pdf</tt>" in text

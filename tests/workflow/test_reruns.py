@@ -1,5 +1,7 @@
 """The README's table "what reruns what"."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,20 +14,44 @@ from nme.config import load_project
 CONFIG = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 TINY = load_project({**CONFIG, "scale": "tiny"}, ROOT / "config")
 GRIDS = {name: figure for name, figure in TINY.figures.items() if figure.grid}
+CLAIMS = [name for name, figure in TINY.figures.items() if figure.claims]
+MEASURING = {name: figure for name, figure in GRIDS.items() if figure.measure}
+OF_CLAIMS = {path for name in CLAIMS for path in grid.sources(TINY, name)}
+
+Wanted = Callable[[grid.Cell], bool]
 
 
-def jobs(wanted=lambda cell: True) -> int:
-    """Training jobs of all figures whose cell is wanted."""
-    every = {job for figure in GRIDS.values() for job in grid.training_jobs(figure, TINY.scale) if wanted(job[0])}
-    return len(every)
+def jobs(figures: dict, wanted: Wanted = lambda cell: True) -> set[tuple]:
+    """Training jobs of these figures whose cell is wanted."""
+    return {job for figure in figures.values() for job in grid.training_jobs(figure, TINY.scale) if wanted(job[0])}
 
 
-def figures(wanted=lambda figure: True) -> int:
-    """Grid figures that are wanted."""
-    return sum(wanted(figure) for figure in GRIDS.values())
+def plan(**counts: int) -> dict[str, int]:
+    return {rule: n for rule, n in counts.items() if n}
 
 
-ALL = {"tables": figures(), "plot": figures()}
+def from_tables(names: set[str], **more: int) -> dict[str, int]:
+    """The tables of these figures, and what is made from them: the claims if they read one, and the drawings."""
+    claims = len(CLAIMS) if OF_CLAIMS & {grid.table_path(TINY, name) for name in names} else 0
+    return plan(**more, tables=len(names), claims=claims, plot=len(names) + claims)
+
+
+def trained_again(wanted: Wanted) -> dict[str, int]:
+    """These cells are trained again, those of them that are measured are, and all is made that shows one."""
+    names = {name for name, figure in GRIDS.items() if any(map(wanted, grid.cells(figure, TINY.scale)))}
+    return from_tables(names, train=len(jobs(GRIDS, wanted)), measure=len(jobs(MEASURING, wanted)))
+
+
+def drawn_with(kind: str, *names: str) -> dict[str, int]:
+    """The figures that have a line of such a name: activations or methods, as they say themselves."""
+    shown = [
+        figure
+        for figure in GRIDS.values()
+        if figure.curves
+        and figure.curves.lines == kind
+        and {getattr(cell, kind).split("-")[0] for cell in grid.cells(figure, TINY.scale)} & set(names)
+    ]
+    return plan(plot=len(shown))
 
 
 @pytest.fixture
@@ -35,42 +61,74 @@ def done(finished, tmp_path):
 
 def test_nothing_when_nothing_changed(done):
     assert done.planned("all") == {}
-    assert all(
-        (done.folder / "figures" / f"fig{i}.{end}").stat().st_size for i in (1, 2) for end in ("pdf", "png", "csv")
-    )
 
 
-def test_a_colour_redraws_the_figures_that_show_it(done):
-    done.edit("config/style.yaml", lambda style: style["activation"].update(gelu="#123456"))
-    assert done.planned("all") == {"plot": figures(lambda figure: "gelu" in figure.grid.activation)}
+# ----------------------------------------------------------------- colours
 
 
-def test_a_colour_redraws_only_the_figures_that_show_it(done):
-    done.edit("config/style.yaml", lambda style: style["activation"].update(leaky_relu="#123456"))
-    shown = figures(lambda figure: "leaky_relu" in figure.grid.activation)
-    assert done.planned("all") == ({"plot": shown} if shown else {})
+@pytest.mark.parametrize("name", TINY.style.activation)
+def test_an_activations_colour_redraws_the_figures_that_have_its_line(done, name):
+    done.edit("config/style.yaml", lambda style: style["activation"].update({name: "#123456"}))
+    assert done.planned("all") == drawn_with("activation", name.split("-")[0])
+
+
+@pytest.mark.parametrize("name", ["sgd", "hessian_trace", "sam"])
+def test_a_methods_colour_redraws_the_figures_that_have_its_line(done, name):
+    """None of those whose lines are activations, though all of them train with a method."""
+    done.edit("config/style.yaml", lambda style: style["method"].update({name: "#123456"}))
+    expected = drawn_with("method", name)
+    assert 0 < expected["plot"] < len(GRIDS)
+    assert done.planned("all") == expected
+
+
+def test_an_operators_colour_redraws_the_figures_that_measure(done):
+    done.edit("config/style.yaml", lambda style: style["operator"].update(H="#123456"))
+    assert done.planned("all") == plan(plot=len(MEASURING))
+
+
+# --------------------------------------------------------------- trainings
 
 
 def test_a_learning_rate_retrains_the_cells_of_its_recipe(done):
     done.edit("config/scales/tiny.yaml", lambda scale: scale["recipes"]["digits_mlp"].update(learning_rate=0.06))
+    assert done.planned("all") == trained_again(lambda cell: cell.recipe == "digits_mlp")
     text = done.run("snakemake", "-n", "--config", "scale=tiny", "--", "all")
-    assert done.planned("all") == {"train": jobs(lambda cell: cell.recipe == "digits_mlp"), **ALL}
     assert "recipe=mnist1d_cnn" not in text
 
 
 def test_one_more_seed_trains_only_new_members(done):
     done.edit("config/scales/tiny.yaml", lambda scale: scale.update(seeds=3))
+    expected = trained_again(lambda cell: True)  # one new job for the one job that a cell had
+    assert done.planned("all") == expected
     text = done.run("snakemake", "-n", "--config", "scale=tiny", "--", "all")
-    assert done.planned("all") == {"train": jobs(), **ALL}
-    assert text.count("seeds=2\n") + text.count("seeds=2,") == jobs()
+    assert len(re.findall(r"seeds=2\b", text)) == expected["train"] + expected["measure"]
     assert "seeds=0" not in text
 
 
 def test_one_more_strength_trains_only_its_cells(done):
     done.edit("config/scales/tiny.yaml", lambda scale: scale["axes"]["rho"].append(0.2))
-    at_one_strength = jobs(lambda cell: cell.strength == "0.3")
-    along_rho = figures(lambda figure: figure.grid.strength == "rho")
-    assert done.planned("all") == {"train": at_one_strength, "tables": along_rho, "plot": along_rho}
+    along = {name for name, figure in GRIDS.items() if "rho" in figure.grid.method.values()}
+    new = {
+        (cell.recipe, cell.activation, cell.method)
+        for name in along
+        for cell in grid.cells(GRIDS[name], TINY.scale)
+        if GRIDS[name].grid.method.get(cell.method) == "rho"
+    }
+    assert done.planned("all") == from_tables(along, train=len(new))
+
+
+def test_one_more_value_in_a_name_trains_only_its_cells(done):
+    """And measures them where their neighbours are."""
+    done.edit("config/scales/tiny.yaml", lambda scale: scale["axes"]["beta"].append(2))
+    along = {name for name, figure in GRIDS.items() if any("{beta}" in a for a in figure.grid.activation)}
+
+    def neighbour(cell: grid.Cell) -> bool:
+        return cell.activation == f"beta_gelu-beta={TINY.scale.axes['beta'][0]}"
+
+    those = {name: GRIDS[name] for name in along}
+    measured = {name: figure for name, figure in those.items() if figure.measure}
+    counts = {"train": len(jobs(those, neighbour)), "measure": len(jobs(measured, neighbour))}
+    assert done.planned("all") == from_tables(along, **counts)
 
 
 def test_another_spelling_of_a_strength_is_the_same_cell(done):
@@ -87,21 +145,73 @@ def test_running_it_elsewhere_or_otherwise_reruns_nothing(done):
     assert done.planned("all") == {}
 
 
-def test_a_panel_title_reruns_the_table(done):
+def test_a_smaller_dataset_prepares_and_trains_again(done):
+    done.edit("config/scales/tiny.yaml", lambda scale: scale["datasets"]["digits"].update(test=100))
+    assert done.planned("all") == {"prepare": 1, **trained_again(lambda cell: cell.recipe == "digits_mlp")}
+
+
+# ------------------------------------------------------------ measurements
+
+
+@pytest.mark.parametrize("axis", sorted({figure.measure.at for figure in MEASURING.values()}))
+def test_when_it_is_measured_reruns_the_cells_that_are_measured_then(done, axis):
+    """Their networks have to be kept at other times, so they are trained again; no other cell is."""
+    done.edit("config/scales/tiny.yaml", lambda scale: scale["axes"][axis].append(0.25))
+    then = {name: figure for name, figure in MEASURING.items() if figure.measure.at == axis}
+    cells = {job[0] for job in jobs(then)}
+    expected = trained_again(lambda cell: cell in cells)
+    assert expected["train"] < len(jobs(GRIDS))
+    # A caption names the values of the axes of its grid, which this may be one of.
+    named = {name for name, figure in GRIDS.items() if axis in figure.grid.method.values()}
+    shown = {name for name, figure in GRIDS.items() if cells & set(grid.cells(figure, TINY.scale))}
+    expected["plot"] += len(named - shown)
+    assert done.planned("all") == expected
+
+
+def test_how_it_is_measured_retrains_nothing(done):
+    done.edit("config/scales/tiny.yaml", lambda scale: scale["measurement"].update(examples=90))
+    assert done.planned("all") == from_tables(set(MEASURING), measure=len(jobs(MEASURING)))
+
+
+# ------------------------------------------------------------------ claims
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda claims: claims.update(smallest_effect=2),
+        lambda claims: claims["list"].pop(0),
+        lambda claims: claims["list"][0].update(says="Something else."),
+        lambda claims: claims["list"][0]["contrasts"][0].update(expect="positive"),
+    ],
+    ids=["smallest effect", "one less", "words", "expectation"],
+)
+def test_claims_are_decided_and_drawn_again_alone(done, change):
+    done.edit("config/figures/claims.yaml", lambda figure: change(figure["claims"]))
+    assert done.planned("all") == {"claims": 1, "plot": 1}
+
+
+# ------------------------------------------------------------------- words
+
+
+def test_a_panel_title_reruns_the_tables_that_have_it(done):
     done.edit("config/scales/tiny.yaml", lambda scale: scale["recipes"]["digits_mlp"].update(title="Digits"))
-    assert done.planned("all") == ALL
+    assert done.planned("all") == from_tables(
+        {name for name, figure in GRIDS.items() if "digits_mlp" in TINY.scale.panels[figure.grid.panels]}
+    )
+
+
+def test_the_words_of_a_figure_redraw_it_alone(done):
+    done.edit("config/figures/fig2.yaml", lambda figure: figure["curves"].update(x_label="ρ"))
+    done.edit("config/figures/fig5.yaml", lambda figure: figure.update(caption="Another caption."))
+    assert done.planned("all") == {"plot": 2}
 
 
 def test_a_comment_in_the_source_reruns_nothing(done):
-    for module in ("train", "methods", "grid", "figures/fig2"):
+    for module in ("train", "methods", "grid", "measure", "claims", "figures/curves"):
         file = done.folder / "src/nme" / f"{module}.py"
         file.write_text(file.read_text() + "\n# a comment\n")
     assert done.planned("all") == {}
-
-
-def test_a_smaller_dataset_prepares_and_trains_again(done):
-    done.edit("config/scales/tiny.yaml", lambda scale: scale["datasets"]["digits"].update(test=100))
-    assert done.planned("all") == {"prepare": 1, "train": jobs(lambda cell: cell.recipe == "digits_mlp"), **ALL}
 
 
 def test_a_deleted_result_is_made_again_alone(done):

@@ -1,4 +1,4 @@
-"""A training job that is killed continues, and ends with the metrics of an uninterrupted one, to the last bit."""
+"""A training job that is killed continues, and ends with the results of an uninterrupted one, to the last bit."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import time
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 from nme import grid
 from nme.config import load_project
@@ -16,12 +17,13 @@ from nme.parquet import read
 
 CELL = grid.Cell.of("mnist1d_cnn", "gelu", "grad_norm", 0.1)
 MANIFEST = "results/tiny/data/mnist1d/manifest.json"
+AT = [0, 0.4, 1]  # when networks are kept
 
 
 def spec(project, seeds=range(2), epochs=12, **recipe):
     scale = load_project({"scale": "tiny"}, project.folder / "config").scale
     chosen = scale.recipes["mnist1d_cnn"].model_copy(update={"epochs": epochs, **recipe})
-    return json.dumps(grid.train_spec(chosen, CELL, seeds))
+    return json.dumps(grid.train_spec(chosen, CELL, seeds, AT))
 
 
 def command(project, settings, output):
@@ -33,6 +35,20 @@ def command(project, settings, output):
 def metrics(project, path) -> pd.DataFrame:
     table, _ = read(project.folder / path)
     return table.to_pandas().drop(columns="seconds")
+
+
+def networks(project, path) -> dict[str, dict]:
+    """What a job kept beside its metrics, by file name."""
+    folder = (project.folder / path).with_name("snapshots")
+    return {file.name: torch.load(file) for file in folder.iterdir()}
+
+
+def assert_same_networks(found: dict[str, dict], expected: dict[str, dict]) -> None:
+    assert set(found) == set(expected)
+    for name, snapshot in found.items():
+        assert snapshot["step"] == expected[name]["step"]
+        for key, tensor in snapshot["model"].items():
+            assert torch.equal(tensor, expected[name]["model"][key])
 
 
 def kill_half_way(project, settings, output, how) -> subprocess.Popen:
@@ -56,8 +72,8 @@ def kill_half_way(project, settings, output, how) -> subprocess.Popen:
 
 
 @pytest.fixture(scope="module")
-def prepared(finished, tmp_path_factory):
-    return finished.copy(tmp_path_factory.mktemp("resume") / "project")
+def prepared(trained, tmp_path_factory):
+    return trained.copy(tmp_path_factory.mktemp("resume") / "project")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +91,10 @@ def test_killed_then_run_again(prepared, uninterrupted, how):
     assert "continuing from the resume checkpoint" in text
     assert "seed 0" not in text  # the finished member was not trained again
     pd.testing.assert_frame_equal(metrics(prepared, output), uninterrupted, check_exact=True)
-    assert [p.name for p in (prepared.folder / output).parent.iterdir()] == ["metrics.parquet"]
+    kept = networks(prepared, output)
+    assert len(kept) == 2 * len(AT)
+    assert_same_networks(kept, networks(prepared, "straight/metrics.parquet"))
+    assert {p.name for p in (prepared.folder / output).parent.iterdir()} == {"metrics.parquet", "snapshots"}
 
 
 def test_other_settings_do_not_continue(prepared, uninterrupted):
@@ -101,10 +120,13 @@ def test_metrics_do_not_depend_on_how_many_seeds_share_a_process(prepared, unint
     alone = metrics(prepared, "alone/metrics.parquet")
     together = uninterrupted[uninterrupted["seed"] == 1].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone, together, check_exact=True)
+    kept = networks(prepared, "straight/metrics.parquet")
+    of_seed_1 = {name: snapshot for name, snapshot in kept.items() if name.startswith("seed=1")}
+    assert_same_networks(networks(prepared, "alone/metrics.parquet"), of_seed_1)
 
 
-def test_snakemake_continues_a_job_that_was_killed(finished, tmp_path):
-    project = finished.copy(tmp_path / "project")
+def test_snakemake_continues_a_job_that_was_killed(trained, tmp_path):
+    project = trained.copy(tmp_path / "project")
     # Long enough to be caught; the same change is made to nothing else.
     project.edit("config/scales/tiny.yaml", lambda scale: scale["recipes"]["mnist1d_cnn"].update(epochs=400))
     target = grid.metrics_path("tiny", CELL, range(2))
