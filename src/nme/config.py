@@ -264,7 +264,7 @@ class Landscape(Closed):
 class Trace(Closed):
     """The trace of an operator at the end of the training, in percent of its size in another training."""
 
-    operator: Operator
+    operator: Operator = Field(description="Whose trace.")
     percent_of: str = Field(description="A term: 100 is the size of its mean trace.")
 
 
@@ -278,8 +278,8 @@ class Contrast(Closed):
     name: str = Field(description="What the difference is, for the table.")
     figure: Identifier | None = Field(None, description="Whose trainings, if not the claim's figure's.")
     trace: Trace | None = Field(None, description="Instead of accuracies: traces, of a figure that measures them.")
-    plus: list[str] = []
-    minus: list[str] = []
+    plus: list[str] = Field([], description="Terms that are added.")
+    minus: list[str] = Field([], description="Terms that are subtracted.")
     expect: Literal["positive", "similar", "not negative"] = Field(description="What the claim says of it.")
 
     @model_validator(mode="after")

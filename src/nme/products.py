@@ -102,9 +102,14 @@ def logits_and_derivative(model: nn.Module, batch: Batch, vector: list[Tensor]) 
 
 
 def softmax_hessian_product(logits: Tensor, vector: Tensor) -> Tensor:
-    """(∇²_z ℓ_i) v_i for cross-entropy, row by row: p ⊙ v − p ⟨p, v⟩ with p = softmax(z). Shapes (B, C)."""
+    """(∇²_z ℓ_i) v_i for cross-entropy, row by row: p ⊙ (v − ⟨p, v⟩) with p = softmax(z). Shapes (B, C).
+
+    Near interpolation v_c − ⟨p, v⟩ cancels for the likeliest class. A constant added to v changes nothing, so v is
+    taken relative to its entry there.
+    """
     p = logits.softmax(1)
-    return p * vector - p * (p * vector).sum(1, keepdim=True)
+    vector = vector - vector.gather(1, logits.argmax(1, keepdim=True))
+    return p * (vector - (p * vector).sum(1, keepdim=True))
 
 
 @contextmanager

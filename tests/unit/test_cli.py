@@ -18,6 +18,7 @@ from nme.checkpoint import Checkpoint
 from nme.config import Config, load_project
 from nme.datasets import Places
 from nme.environment import export
+from nme.errors import NmeError
 from nme.prepare import prepare
 from nme.status import status
 from nme.train import train
@@ -264,12 +265,16 @@ def test_train_takes_the_device_from_the_environment(run, monkeypatch):
 def test_status_counts_what_is_there(tmp_path):
     project = load_project({"scale": "tiny"}, ROOT / "config")
     wanted = grid.sources(project, "fig2")
-    for path in [*wanted[:3], "figures/fig1.pdf", "results/laptop/landscape/fig1.parquet"]:
+    for path in [*wanted[:3], "figures/fig1.pdf", "figures/fig2.pdf", "results/laptop/landscape/fig1.parquet"]:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
+    (tmp_path / "figures/fig1.csv").write_text("loss,scale\n1,tiny\n")
+    (tmp_path / "figures/fig2.csv").write_text("rho,scale\n0,laptop\n")
+    (tmp_path / "figures/fig3.csv").write_text("")
     found = {row.figure: (row.done, row.wanted, row.drawn) for row in status(project, tmp_path)}
     assert found["fig1"] == (0, 1, True)
-    assert found["fig2"] == (3, len(wanted), False)
+    assert found["fig2"] == (3, len(wanted), False), "drawn, but at another scale"
+    assert not found["fig3"][2]
     assert set(found) == set(project.figures)
 
 
@@ -295,9 +300,16 @@ def test_the_environment_of_the_rules(monkeypatch, tmp_path):
     assert os.environ["PATH"] == f"{Path(sys.executable).parent}{os.pathsep}before"
 
 
-def test_no_data_dir_leaves_the_users_variable(monkeypatch):
-    monkeypatch.setenv("NME_DATA_DIR", "mine")
+def test_no_data_dir_leaves_the_users_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("NME_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("PATH", os.environ["PATH"])
     monkeypatch.setenv("NME_DEVICE", "cpu")
     export(Config(scale="tiny"))
-    assert os.environ["NME_DATA_DIR"] == "mine"
+    assert os.environ["NME_DATA_DIR"] == str(tmp_path)
+
+
+def test_a_users_variable_that_is_no_folder_is_one_message(monkeypatch):
+    for key, value in (("NME_DATA_DIR", "/no/such"), ("PATH", os.environ["PATH"]), ("NME_DEVICE", "cpu")):
+        monkeypatch.setenv(key, value)
+    with pytest.raises(NmeError, match="NME_DATA_DIR is '/no/such', which is not a folder"):
+        export(Config(scale="tiny"))

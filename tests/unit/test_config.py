@@ -156,7 +156,7 @@ MISTAKES = [
     ("figures/fig1.yaml", "landscape.point", 3,
      ["landscape", "key 'point'", "did you mean 'points'?", "half_width"]),
     (STYLE, "activations", {},
-     ["key 'activations'", "did you mean 'activation'?", "(allowed: activation, method)"]),
+     ["key 'activations'", "did you mean 'activation'?", "(allowed: activation, method, operator)"]),
     (FIGURE, "curves.xlabel", "ρ",
      ["curves", "key 'xlabel'", "did you mean 'x_label'?", "(allowed: columns, lines, x, x_label)"]),
     (MEASURES, "measure.when", "ends", ["measure", "key 'when'", "(allowed: at, quantities)"]),
@@ -277,7 +277,7 @@ def test_a_mistake_is_one_line(folder, file, key, value, parts):
             {"scale": "tny"},
             ["config.yaml", "scale 'tny'", "did you mean 'tiny'?", "(allowed: laptop, tiny, "],
         ),
-        ({"scale": "../tiny"}, ["config.yaml", "scale is '../tiny'"]),
+        ({"scale": "../tiny"}, ["config.yaml", "unknown scale '../tiny'", "did you mean 'tiny'?"]),
         ({"scale": None}, ["config.yaml", "scale is None"]),
         (
             {"devcie": "cpu"},

@@ -185,7 +185,7 @@ DIGITS = {"dataset": "digits", "train": 100, "test": 50, "version": 1}
 def train_settings() -> str:
     project = load_project({"scale": "tiny"}, ROOT / "config")
     cell = grid.Cell.of("digits_mlp", "relu", "sgd", 0)
-    return json.dumps(grid.train_spec(project.scale.recipes["digits_mlp"], cell, range(1)))
+    return json.dumps(grid.train_spec(project.scale.recipes["digits_mlp"], cell, range(1), []))
 
 
 @pytest.fixture(scope="module")

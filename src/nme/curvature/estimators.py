@@ -194,6 +194,8 @@ def lanczos(operator: _Operator, steps: int, start: Tensor, keep_vectors: bool =
     size = torch.linalg.vector_norm(start.double()).item()
     if not size > 0:
         raise NmeError("the start vector of Lanczos is zero or not finite")
+    if steps < 1:
+        raise NmeError(f"steps is {steps} (allowed: 1 or more)")
     steps = min(steps, operator.shape[0])
     basis = torch.empty(steps, operator.shape[0], dtype=operator.dtype, device=operator.device)
     basis[0] = start / size
@@ -205,7 +207,7 @@ def lanczos(operator: _Operator, steps: int, start: Tensor, keep_vectors: bool =
             image = image - basis[: j + 1].T @ (basis[: j + 1] @ image)
         beta = torch.linalg.vector_norm(image.double()).item()
         scale = max(map(abs, [*alphas, *betas, 0.0]))
-        if j == steps - 1 or beta <= 1e3 * torch.finfo(operator.dtype).eps * scale:
+        if j == steps - 1 or beta <= 30 * torch.finfo(operator.dtype).eps * scale:
             break
         betas.append(beta)
         basis[j + 1] = image / beta
@@ -238,6 +240,9 @@ def extreme_eigenpairs(
     operator: _Operator, smallest: int, largest: int, generator: torch.Generator, steps: int = 60
 ) -> Eigenpairs:
     """The smallest and the largest (algebraic) eigenvalues with their vectors, by Lanczos.
+
+    A multiple eigenvalue is found once, and where the start vector's Krylov space is exhausted early (N = 0, say) there
+    are fewer pairs than asked for.
 
     Args:
         operator: A.

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nme.errors import NmeError
+from nme.products import softmax_hessian_product
 
 
 class CrossEntropy:
@@ -29,21 +30,21 @@ class CrossEntropy:
         return torch.where(label, at_label, others - smoothing / classes)
 
     def hessian_product(self, logits: Tensor, vector: Tensor) -> Tensor:
-        """(∇²_z ℓ_i) v_i = p ⊙ (v − ⟨p, v⟩), shapes (B, C); labels do not matter.
-
-        Near interpolation v_c − ⟨p, v⟩ cancels for the likeliest class. A constant added to v changes nothing, so v is
-        taken relative to its entry there.
-        """
-        p = logits.softmax(1)
-        vector = vector - vector.gather(1, logits.argmax(1, keepdim=True))
-        return p * (vector - (p * vector).sum(1, keepdim=True))
+        """(∇²_z ℓ_i) v_i, shapes (B, C); labels do not matter."""
+        return softmax_hessian_product(logits, vector)
 
 
 class SquaredError:
     """ℓ = (1/C) Σ_c (z_c − y_c)², as ``torch.nn.MSELoss``; mean over the batch. Targets have the logits' shape."""
 
     def residual(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """∂ℓ_i/∂z_ic = 2(z_c − y_c)/C, shape (B, C)."""
+        """∂ℓ_i/∂z_ic = 2(z_c − y_c)/C, shape (B, C).
+
+        Raises:
+            NmeError: the targets have another shape.
+        """
+        if targets.shape != logits.shape:
+            raise NmeError(f"the targets have shape {tuple(targets.shape)} (allowed: {tuple(logits.shape)})")
         return 2 * (logits - targets) / logits.shape[1]
 
     def hessian_product(self, logits: Tensor, vector: Tensor) -> Tensor:

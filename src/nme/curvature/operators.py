@@ -46,7 +46,7 @@ class Curvature:
         data: batches (inputs, labels), iterated anew for every product; a batch counts by its size. A single batch may
             be given as a pair of tensors; its graph is then kept between products.
         parameters: names or patterns (``conv*.weight``) of the parameters the operators act on, in the model's order.
-        dtype: to compute in, float32 or float64; None: that of the parameters.
+        dtype: to compute in, float32 or float64; None: that of the parameters, and at least float32.
         batch_norm: ``eval``: running statistics; ``train``: each batch's own, which makes its examples depend on each
             other, so that how the data are cut into batches matters. All else, dropout say, is in eval mode.
         micro_batch: most examples at once; results are the same up to rounding. Only with ``batch_norm='eval'``.
@@ -75,12 +75,13 @@ class Curvature:
             raise NmeError("data can be iterated only once (give a list, a DataLoader, or a pair of tensors)")
         self.model = model
         self.loss = loss_of(loss)
-        self.data = [data] if isinstance(data, tuple) and isinstance(data[0], Tensor) else data
+        pair = isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+        self.data = [tuple(data)] if pair else data
         self.batch_norm = batch_norm
         self.micro_batch = micro_batch
         own = dict(model.named_parameters())
         self.names = _matching(own, [parameters] if isinstance(parameters, str) else list(parameters))
-        self.dtype = dtype or own[self.names[0]].dtype
+        self.dtype = dtype or torch.promote_types(own[self.names[0]].dtype, torch.float32)
         self.device = own[self.names[0]].device
         self._state = {n: _copy(t, self.dtype) for n, t in (*own.items(), *model.named_buffers())}
         self.parameters = [self._state[n].requires_grad_() for n in self.names]
@@ -117,6 +118,7 @@ class Curvature:
         ``probes`` is iterated once for each batch, so give something that yields the same probes again (a list, or
         ``estimators.Probes``). Cost a probe: 6 F, since uᵀGu needs Ju alone.
         """
+        probes = list(probes) if isinstance(probes, Iterator) else probes
         totals: list[Tensor] = []
         for weight, linearised in self._batches():
             forms = []  # numbers, since small tensors that stay keep malloc from reusing the space between them
@@ -126,6 +128,8 @@ class Curvature:
                 gauss_newton = linearised.gauss_newton_form(jv)
                 nme = torch.dot(vector.double(), _flat(nv).double())
                 forms.append(torch.stack([gauss_newton, nme]).tolist())
+            if not forms:
+                raise NmeError("no probes (give one or more)")
             totals.append(weight * torch.tensor(forms, dtype=torch.float64, device=self.device))
         g, n = torch.stack(totals).sum(0).T
         return Products(g + n, g, n)
@@ -157,6 +161,8 @@ class Curvature:
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.data:
             inputs, labels = batch
+            if not len(labels):
+                continue
             size = self.micro_batch or len(inputs)
             yield from zip(inputs.split(size), labels.split(size), strict=True)
 
