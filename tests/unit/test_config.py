@@ -232,6 +232,14 @@ MISTAKES = [
     (FIGURE, "measure", MEASURE, ["'curves'", "give it or 'measure'"]),
     (FIGURE, "curves", ABSENT,
      ["figure 'fig2'", "no such drawing", "there is no 'curves'", f"(allowed: {', '.join(drawable())})"]),
+    # claims
+    (CLAIMS, "claims.list", [{**CLAIM, "contrasts": [{**CONTRAST, "plus": [], "minus": []}]}],
+     ["claims.list.0.contrasts.0", "give a term in 'plus' or 'minus'"]),
+    (CLAIMS, "claims.list", [{**CLAIM, "contrasts": [{**CONTRAST, "expect": "positiv"}]}],
+     ["claims.list.0.contrasts.0.expect is 'positiv'", "'positive', 'similar' or 'not negative'"]),
+    (CLAIMS, "claims.list", [{**CLAIM, "contrasts": [{**CONTRAST, "trace": {"operator": "K", "percent_of": "gelu/sgd"}}]}],
+     ["claims.list.0.contrasts.0.trace.operator is 'K'", "'H', 'G' or 'N'"]),
+    (STYLE, "operator.K", "#000000", ["operator.K", "'K'", "'H', 'G' or 'N'"]),
     # sections
     (SCALE, "axes", None, ["axes is None", "dictionary"]),
     (SCALE, "recipes.digits_mlp.model", "mlp", ["recipes.digits_mlp.model is 'mlp'", "dictionary"]),
