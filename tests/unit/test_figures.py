@@ -218,8 +218,6 @@ def test_three_files_with_the_scale_and_the_version(tmp_path, name):
 NOT_YET = {
     ("laptop", "claims", "every loss finite"),
     ("laptop", "fig3", "some diverged"),
-    ("laptop", "fig5", "every loss finite"),
-    ("laptop", "fig5", "some diverged"),
     ("tiny", "claims", "every loss finite"),
     ("tiny", "traces", "every loss finite"),
     *(("workstation", name, "every loss finite")

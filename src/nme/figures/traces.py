@@ -17,7 +17,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
     points = over_seeds(traces.assign(diverged=False), [c for c in by if c != "seed"], "value")
     panels = points[["recipe", "panel", "method", "strength"]].drop_duplicates().to_dict("records")
     figure, grid = style.panels(len(panels))
-    linear = max(1.0, points["mean"].abs().quantile(0.25))
+    linear = max(1.0, points["mean"].abs().median())
     for axes, place in zip(grid, panels, strict=True):
         here = points[
             (points[["recipe", "method", "strength"]] == [place[c] for c in ("recipe", "method", "strength")]).all(
@@ -33,9 +33,10 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
         axes.minorticks_off()
         method = METHODS.parse(place["method"])
         strength = f"\n{method.symbol} = {place['strength']:g}" if method.symbol else "\n"
-        axes.set_title(f"{place['panel']}\n{method.full_label}{strength}")
-    for axes in grid:
-        axes.sharey(grid[0])
+        axes.set_title(f"{place['panel']}\n{method.full_label}{strength}", fontsize=6)
+    values = points["mean"]
+    for axes in grid:  # all on one scale; means set it, since an interval over runaway seeds spans decades
+        axes.set_ylim(2 * min(values.min(), -linear), 2 * max(values.max(), linear))
     for axes in grid[::2]:
         axes.set_ylabel("trace (loss / parameter²)")
     style.legend(figure, grid)
