@@ -400,14 +400,14 @@ def test_two_fractions_of_one_step_are_both_kept(data, tmp_path):
         assert_same_tensors(almost["model"], end["model"])
 
 
-def test_a_diverged_member_has_no_networks_from_then_on(data, tmp_path):
+@pytest.mark.parametrize("epochs", [1, EPOCHS], ids=["at the end", "before the end"])
+def test_a_diverged_member_has_no_networks_from_then_on(data, tmp_path, epochs):
     """It diverges in its first epoch, and is not trained further."""
-    diverging = settings(learning_rate=1e30, snapshots=[0, 0.5, 1])
+    diverging = settings(learning_rate=1e30, snapshots=[0, 1], epochs=epochs)
     train(diverging, data, tmp_path / "metrics.parquet", CPU)
     assert [row["diverged"] for row in metrics(tmp_path / "metrics.parquet")] == [True] * SEEDS
     for seed in range(SEEDS):
         assert_same_tensors(read_snapshot(tmp_path / "snapshots", seed, 0)["model"], initial(seed))
-        assert read_snapshot(tmp_path / "snapshots", seed, 0.5) is None
         assert read_snapshot(tmp_path / "snapshots", seed, 1) is None
 
 

@@ -233,6 +233,11 @@ def test_a_diverged_member_has_no_trace_and_its_seed_is_left_out():
     claim = {"number": 1, "says": "", "figure": "f", "contrasts": [contrast_of([], [PENALTY], trace=PERCENT_OF_SGD)]}
     (row,) = decide(spec_of(claim), {"t": table}).to_dict("records")
     assert (row["seeds"], row["effect"]) == (2, pytest.approx(37.5))
+    # Also where it has diverged in one panel only: the panels' mean is of the same seeds.
+    both = traces_of({SGD: {"one": [40, 40, 40]}, PENALTY: {"one": [-20, None, -10]}})
+    other = traces_of({SGD: {"other": [40, 40, 40]}, PENALTY: {"other": [-40, 400, -40]}})
+    (row,) = decide(spec_of(claim), {"t": pd.concat([both, other])}).to_dict("records")
+    assert (row["seeds"], row["effect"]) == (2, pytest.approx((37.5 + 100) / 2))
 
 
 NOT_YET = pytest.mark.xfail(strict=True)
