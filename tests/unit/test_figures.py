@@ -211,7 +211,7 @@ def test_three_files_with_the_scale_and_the_version(tmp_path, name):
     numbers = pd.read_csv(tmp_path / "out" / f"{name}.csv")
     assert len(numbers) > 1
     assert set(numbers["scale"]) == {"tiny"}
-    assert set(numbers["nme"]) == {__version__}
+    assert set(numbers["version"]) == {__version__}
 
 
 # Not yet legible: tick labels touch, a title or the footer is cut off.
@@ -424,7 +424,6 @@ def test_one_seed_draws_without_intervals(name):
 # ----------------------------------------------------------- the other kinds
 
 
-@pytest.mark.xfail(strict=True)  # the column of the version takes the place of that of the NME
 @pytest.mark.parametrize("name", LANDSCAPES)
 def test_landscapes_draw(tmp_path, name):
     table = landscape(PROJECT, name)

@@ -19,7 +19,7 @@ def test_every_figure_is_drawn(trained, names):
         numbers = pd.read_csv(trained.folder / "figures" / f"{name}.csv")
         assert len(numbers) > 1
         assert set(numbers["scale"]) == {"tiny"}
-        assert set(numbers["nme"]) == {__version__}
+        assert set(numbers["version"]) == {__version__}
 
 
 def test_nothing_is_left_to_do(trained, names):

@@ -45,5 +45,5 @@ def plot(spec: dict, table: Path, output: Path) -> None:
                 # No date, so that the same numbers make the same file.
                 figure.savefig(path, metadata={"CreationDate": None} if ending == "pdf" else {"Software": None})
     with atomic(output.with_suffix(".csv")) as path:
-        numbers = numbers.assign(scale=spec["scale"], nme=__version__)
+        numbers = numbers.assign(scale=spec["scale"], version=__version__)
         numbers.to_csv(path, index=False, float_format="%.6g")
