@@ -90,9 +90,9 @@ class Snapshots:
         self.partial.mkdir(parents=True, exist_ok=True)
 
     def take(self, seed: int, step: int, model: nn.Module) -> None:
-        """Keep the network if a snapshot is due after ``step`` steps."""
+        """Keep the network if a snapshot is due after ``step`` steps and all its parameters are finite."""
         for at in self.at:
-            if round(at * self.steps) == step:
+            if round(at * self.steps) == step and all(p.isfinite().all() for p in model.parameters()):
                 content = io.BytesIO()
                 torch.save({"step": step, "model": model.state_dict()}, content)
                 with atomic(_snapshot(self.partial, seed, at)) as temporary:

@@ -39,7 +39,7 @@ def effects(table: pd.DataFrame, contrast: dict) -> pd.DataFrame:
     Args:
         table: ``tables.collect``'s.
         contrast: ``plus`` and ``minus``, lists of terms; a term is a list of (activation, method, strength) to average.
-            ``trace``: None, or of which ``operator`` and ``percent_of`` which term.
+            ``trace``: None, or of which ``operator``, ``at`` which time and in ``percent_of`` which term.
 
     Returns:
         Rows seeds, columns panels (titles of recipes).
@@ -60,11 +60,15 @@ def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(value=100 * table["test_accuracy"].astype(float).where(~table["diverged"], table["chance"]))
 
 
-def _traces(table: pd.DataFrame, operator: str, percent_of: list) -> pd.DataFrame:
-    """One row a member with its ``value``, the trace at the last measurement, in percent of a term's mean trace."""
-    is_trace = (table["quantity"] == "traces") & (table["operator"] == operator) & (table["at"] == table["at"].max())
+def _traces(table: pd.DataFrame, operator: str, at: float, percent_of: list) -> pd.DataFrame:
+    """One row a member with its ``value``, the trace at a time in percent of a term's mean trace.
+
+    A member that diverged has no trace: its value is missing.
+    """
     by = ["activation", "method", "strength", "panel", "seed"]
-    rows = table[is_trace].groupby(by, as_index=False)["value"].mean()
+    is_trace = (table["quantity"] == "traces") & (table["operator"] == operator) & (table["at"] == at)
+    found = table[is_trace].groupby(by, as_index=False)["value"].mean()
+    rows = table[by].drop_duplicates().merge(found, how="left", on=by)
     size = _mean(rows, percent_of).mean().abs()
     return rows.assign(value=100 * rows["value"] / rows["panel"].map(size))
 

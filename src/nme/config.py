@@ -110,6 +110,19 @@ def _distinct(values: list) -> list:
 
 AXIS_IN_NAME = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
+
+def _distinct_methods(methods: Any) -> Any:
+    """Two spellings of one method would silently become one key; unknown ones are found afterwards."""
+    seen = []
+    for name in methods if isinstance(methods, dict) else ():
+        try:
+            seen.append(str(METHODS.parse(name)))
+        except NmeError:
+            seen.append(str(name))
+    _distinct(seen)
+    return methods
+
+
 Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 # One spelling per number, so that 0.1, 1e-1 and "0.10" are one cell.
 Number = Annotated[
@@ -222,7 +235,9 @@ class Grid(Closed):
 
     panels: Identifier = Field(description="Name of a list of recipes of the scale.")
     activation: Annotated[list[_templates(ACTIVATIONS)], Field(min_length=1), Names]
-    method: Annotated[dict[_templates(METHODS), Identifier], Field(min_length=1)] = Field(
+    method: Annotated[
+        dict[_templates(METHODS), Identifier], Field(min_length=1), BeforeValidator(_distinct_methods)
+    ] = Field(
         description="Each training method with the axis of its strengths; strength 0 of any of them is plain SGD."
     )
 
@@ -233,11 +248,19 @@ class Curves(Closed):
     x: str = Field("strength", description="strength, or the activation's parameter along the axis, as in 'beta'.")
     x_label: str = Field(description="Below the axis: what it is, its symbol and its unit.")
     lines: Literal["activation", "method"] = Field(description="What a line is, and has its colour.")
-    columns: Literal["recipe", "activation", "split"] | list[list[_templates(ACTIVATIONS)]] = Field(
+    columns: Literal["recipe", "activation", "split"] = Field(
         "recipe",
-        description="Panels side by side: recipes; else a row a recipe and a column an activation, a split (train and "
-        "test), or a listed group of activations.",
+        description="Panels side by side: recipes; or a row a recipe, and a column an activation, or train and test.",
     )
+    groups: list[list[_templates(ACTIVATIONS)]] = Field(
+        [], description="Instead of columns: a row a recipe, and a column each of these groups of activations."
+    )
+
+    @model_validator(mode="after")
+    def _one_division(self) -> "Curves":
+        if self.groups and self.columns != "recipe":
+            raise ValueError("give 'columns' or 'groups', not both")
+        return self
 
 
 class Measured(Closed):
@@ -483,11 +506,28 @@ def _check_names(figure: Figure, scale: Scale, path: str, name: str) -> None:
             if axis not in scale.axes:
                 known = unknown(f"axis of scale '{name}'", axis, scale.axes)
                 raise NmeError(f"{path}: {key}: {known}")
+    file = Path(path).parents[1] / "scales" / f"{name}.yaml"
+    for registry, names in ((ACTIVATIONS, grid.activation), (METHODS, grid.method)):
+        for template in names:
+            for axis in AXIS_IN_NAME.findall(template):
+                for value in scale.axes[axis]:
+                    _check_value(registry, AXIS_IN_NAME.sub(value, template), f"{file}: axes.{axis}")
     for axis in axes["measure.at"]:
         late = [value for value in scale.axes[axis] if float(value) > 1]
         if late:
-            where = Path(path).parents[1] / "scales" / f"{name}.yaml"
-            raise NmeError(f"{where}: axes.{axis} has {late[0]} (allowed: fractions, 0 to 1)")
+            raise NmeError(f"{file}: axes.{axis} has {late[0]} (allowed: fractions, 0 to 1)")
+    if figure.curves and figure.curves.x != "strength":
+        for activation in (text.split("-")[0] for text in grid.activation):
+            if figure.curves.x not in ACTIVATIONS[activation].parameters:
+                known = unknown(f"parameter of '{activation}'", figure.curves.x, ACTIVATIONS[activation].parameters)
+                raise NmeError(f"{path}: curves.x: {known}")
+
+
+def _check_value(registry: Registry, text: str, where: str) -> None:
+    try:
+        registry.parse(text)
+    except NmeError as error:
+        raise NmeError(f"{where}: {error}") from None
 
 
 def write_schemas(folder: Path) -> None:

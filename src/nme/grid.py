@@ -291,11 +291,11 @@ def claims_spec(project: Project, name: str) -> dict:
 
 def _contrast_spec(project: Project, figure: str, contrast: Contrast) -> dict:
     traced = contrast.trace is not None
-    able = [
-        name
-        for name, f in project.figures.items()
-        if f.grid and ("traces" in f.measure.quantities if f.measure else False) == traced
-    ]
+    grids = {name: f for name, f in project.figures.items() if f.grid}
+    if traced:
+        able = [name for name, f in grids.items() if f.measure and "traces" in f.measure.quantities]
+    else:
+        able = [name for name, f in grids.items() if not f.measure]
     try:
         if figure not in able:
             raise NmeError(unknown("figure with traces" if traced else "figure with accuracies", figure, able))
@@ -304,6 +304,7 @@ def _contrast_spec(project: Project, figure: str, contrast: Contrast) -> dict:
         if traced:
             trace = {
                 "operator": contrast.trace.operator,
+                "at": max(float(at) for at in project.scale.axes[grids[figure].measure.at]),
                 "percent_of": term_cells(project, figure, contrast.trace.percent_of),
             }
     except NmeError as error:
@@ -321,7 +322,7 @@ def plot_spec(project: Project, name: str) -> dict:
     if figure.measure:
         spec["colours"] = dict(project.style.operator)
     elif figure.grid:
-        lines = figure.curves.lines
+        lines = figure.curves.lines if figure.curves else "activation"
         names = ["sgd", *figure.grid.method] if lines == "method" else figure.grid.activation
         registry = METHODS if lines == "method" else ACTIVATIONS
         shown = [str(registry.parse(n)) for name in names for n in expand(name, axes)]

@@ -206,7 +206,7 @@ class HessianTrace(Method):
     name = "hessian_trace"
     label = "Hessian trace penalty"
     symbol = "σ²"
-    parameters = {"k": Parameter(default=1)}  # noqa: RUF012
+    parameters = {"k": Parameter(default=1, whole=True)}  # noqa: RUF012
 
     @property
     def gradients(self):
@@ -244,7 +244,7 @@ class GaussNewtonTrace(Method):
     name = "gauss_newton_trace"
     label = "Gauss-Newton trace penalty"
     symbol = "σ²"
-    parameters = {"k": Parameter(default=1)}  # noqa: RUF012
+    parameters = {"k": Parameter(default=1, whole=True)}  # noqa: RUF012
 
     @property
     def gradients(self):
@@ -282,7 +282,7 @@ class GaussNewtonTraceByProbes(Method):
     name = "gauss_newton_trace_probe"
     label = "Gauss-Newton trace penalty (uᵀGu)"
     symbol = "σ²"
-    parameters = {"k": Parameter(default=1)}  # noqa: RUF012
+    parameters = {"k": Parameter(default=1, whole=True)}  # noqa: RUF012
 
     @property
     def gradients(self):

@@ -38,10 +38,11 @@ def number(value: float | str) -> str:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number in a name. ``default`` None: must be given. ``choices`` None: any number > 0."""
+    """A number in a name. ``default`` None: must be given. ``choices`` None: any number > 0, or any ``whole`` one."""
 
     default: float | None = None
     choices: tuple[float, ...] | None = None
+    whole: bool = False
     symbol: str = ""
 
 
@@ -125,4 +126,6 @@ class Registry(dict[str, type[Named]]):
             raise NmeError(f"{self.what} '{text}': {key} is {value} (allowed: {allowed})")
         if real == 0:
             raise NmeError(f"{self.what} '{text}': {key} must be greater than 0")
+        if parameter.whole and not real.is_integer():
+            raise NmeError(f"{self.what} '{text}': {key} is {value} (allowed: whole numbers from 1)")
         return int(real) if real.is_integer() else real

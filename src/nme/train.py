@@ -278,7 +278,7 @@ def train(
                     checkpoint.save({"rows": rows, "member": member.state(), "seconds": seconds, "devices": devices})
                 if stopped_by:
                     raise Interrupted(f"stopped by {stopped_by}; run it again to continue from {checkpoint.path}")
-            if not member.diverged:
+            if not member.diverged:  # else this may be the step of a snapshot, by chance
                 snapshots.take(seed, member.steps, member.model)
             rows = rows + member.rows
     record = provenance(

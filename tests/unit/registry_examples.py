@@ -2,6 +2,8 @@
 
 from itertools import product
 
+from hypothesis import strategies as st
+
 # Tried for a parameter that takes any number, beside its default. A method's may be counts (of probes, say).
 ACTIVATION_NUMBERS = (0.5, 1, 4)
 METHOD_NUMBERS = (1, 2)
@@ -16,3 +18,10 @@ def every(registry, numbers):
             settings.append([f"-{key}={value}" for value in dict.fromkeys(values)])
         for chosen in product(*settings):
             yield registry.parse("".join([name, *chosen]))
+
+
+def numbers_for(parameter):
+    """A strategy for the numbers that a parameter takes."""
+    if parameter.choices:
+        return st.sampled_from(parameter.choices)
+    return st.integers(1, 10**9) if parameter.whole else st.floats(1e-12, 1e12)

@@ -411,7 +411,6 @@ def test_a_diverged_member_has_no_networks_from_then_on(data, tmp_path, epochs):
         assert read_snapshot(tmp_path / "snapshots", seed, 1) is None
 
 
-@pytest.mark.xfail(strict=True)
 def test_a_network_that_is_not_finite_is_not_kept(data, tmp_path):
     """Also within the epoch at whose end the member counts as diverged."""
     diverging = settings(learning_rate=1e30, snapshots=[0.2])

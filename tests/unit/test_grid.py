@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from registry_examples import numbers_for
 
 from nme import grid
 from nme.activations import ACTIVATIONS
@@ -31,7 +32,7 @@ def names(draw, registry):
     cls = draw(st.sampled_from(list(registry.values())))
     text = cls.name
     for key, parameter in cls.parameters.items():
-        values = st.sampled_from(parameter.choices) if parameter.choices else st.floats(1e-12, 1e12)
+        values = numbers_for(parameter)
         text += f"-{key}={grid.number(draw(values))}"
     return text
 
@@ -512,9 +513,7 @@ NO_ACCURACIES = {
 }
 
 
-@pytest.mark.parametrize(
-    "figure", [pytest.param(f, marks=[pytest.mark.xfail(strict=True)] * (f == "measured")) for f in NO_ACCURACIES]
-)
+@pytest.mark.parametrize("figure", NO_ACCURACIES)
 @pytest.mark.parametrize("where", ["claim", "contrast"])
 def test_a_claim_about_a_figure_without_accuracies_is_one_message(compared, figure, where):
     other = NO_ACCURACIES[figure]
@@ -636,7 +635,6 @@ def test_a_plot_depends_only_on_the_colours_that_it_shows():
     assert changed("method", "usam") == set()
 
 
-@pytest.mark.xfail(strict=True)
 def test_a_figure_that_is_drawn_by_its_own_module_colours_activations():
     """As config.Figure allows: a grid with neither ``curves`` nor ``measure``."""
     project = project_with(figure_of(activation=["relu", "gelu"]))

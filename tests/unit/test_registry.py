@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from registry_examples import numbers_for
 
 from nme.activations import ACTIVATIONS
 from nme.errors import NmeError, unknown
@@ -104,10 +105,7 @@ def named(registry):
     """Every name of the registry, with any values of its parameters: (class, values)."""
 
     def with_values(cls):
-        values = {
-            key: st.sampled_from(p.choices) if p.choices else st.floats(1e-12, 1e12)
-            for key, p in cls.parameters.items()
-        }
+        values = {key: numbers_for(p) for key, p in cls.parameters.items()}
         return st.tuples(st.just(cls), st.fixed_dictionaries(values))
 
     return st.sampled_from(list(registry.values())).flatmap(with_values)

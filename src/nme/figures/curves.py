@@ -53,17 +53,16 @@ def _with_unpenalised(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([p for m in methods for p in (plain.assign(method=m), penalised[penalised["method"] == m])])
 
 
-def _panelled(table: pd.DataFrame, columns: str | list[list[str]]) -> pd.DataFrame:
+def _panelled(table: pd.DataFrame, columns: str, groups: list[list[str]]) -> pd.DataFrame:
     """The table with the columns ``column`` (which panel) and ``accuracy`` (in percent); rows may be in several."""
-    if columns == "split":
+    if groups:
+        parts = [table[table["activation"].isin(g)].assign(column=f"group {i}") for i, g in enumerate(groups)]
+    elif columns == "split":
         parts = [table.assign(column=name, accuracy=table[c]) for c, name in SPLITS.items()]
     elif columns == "activation":
         parts = [table.assign(column=[ACTIVATIONS.parse(a).full_label for a in table["activation"]])]
-    elif columns == "recipe":
-        parts = [table.assign(column="")]
     else:
-        groups = enumerate(columns)
-        parts = [table[table["activation"].isin(g)].assign(column=f"group {i}") for i, g in groups]
+        parts = [table.assign(column="")]
     table = pd.concat([p if "accuracy" in p else p.assign(accuracy=p["test_accuracy"]) for p in parts])
     return table.assign(accuracy=100 * table["accuracy"].astype(float))
 
@@ -132,7 +131,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
         table = _with_unpenalised(table).assign(x=lambda rows: rows["strength"])
     else:
         table = table.assign(x=[float(ACTIVATIONS.parse(a).values[x]) for a in table["activation"]])
-    table = _panelled(table, curves["columns"])
+    table = _panelled(table, curves["columns"], curves["groups"])
     points = over_seeds(table, ["recipe", "panel", "column", "activation", "method", "x"], "accuracy")
     names = list(dict.fromkeys(table[lines]))
     registry = ACTIVATIONS if lines == "activation" else METHODS
@@ -143,6 +142,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
     recipes, columns = list(dict.fromkeys(points["recipe"])), list(dict.fromkeys(points["column"]))
     figure, grid = style.panels(len(recipes) * len(columns))
     panels = [(recipe, column) for recipe in recipes for column in columns]
+    below = False
     for axes, (recipe, column) in zip(grid, panels, strict=True):
         here = points[(points["recipe"] == recipe) & (points["column"] == column)]
         for name, look in looks.items():
@@ -154,6 +154,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
             axes.plot(line["x"], line["mean"], **look)
         _reference_levels(axes, here, looks, lines, x)
         floor = _zoom(axes, here)
+        below |= bool((here["mean"] < floor).any())
         drawn = here[lines].map(lambda name: looks[name]["color"])
         low, lost = here["mean"] < floor, here["diverged"] > 0
         _note(axes, here[low], drawn[low], False, lambda point: f"▼{point['mean']:.0f}")
@@ -165,7 +166,6 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
         axes.set_ylabel("accuracy (%)" if curves["columns"] == "split" else "test accuracy (%)")
     style.legend(figure, grid)
     seeds, diverged = record["spec"]["seeds"], int(table["diverged"].sum())
-    below = bool((points["mean"] < points["mean"].max() - SHOWN_ERROR * (100 - points["mean"].max())).any())
     style.footer(
         figure,
         f"scale {spec['scale']}",
@@ -175,7 +175,8 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
         *(["▼ mean below the axis"] if below else []),
         x_label=curves["x_label"],
     )
-    points = points.drop(columns=["column"] if curves["columns"] in ("recipe", "activation") else [])
+    if not curves["groups"] and curves["columns"] != "split":  # else recipe and activation say it
+        points = points.drop(columns="column")
     points = points.rename(columns={"x": x, "mean": "accuracy_percent", "low": "ci95_low", "high": "ci95_high"})
     return figure, points
 

@@ -73,7 +73,7 @@ def legend(figure: Figure, grid: list[Axes]) -> None:
 
 def footer(figure: Figure, *facts: str, x_label: str = "") -> None:
     """Below everything: the label of all panels' x axes, and discreet lines with the facts and the version."""
-    wide = int(102 * figure.get_figwidth() / COLUMN)
+    wide = int(97 * figure.get_figwidth() / COLUMN)
     lines = [""]
     for fact in [*facts, f"nme {__version__}"]:
         longer = f"{lines[-1]} · {fact}" if lines[-1] else fact
