@@ -214,24 +214,13 @@ def test_three_files_with_the_scale_and_the_version(tmp_path, name):
     assert set(numbers["version"]) == {__version__}
 
 
-# Not yet legible: tick labels touch, a title or the footer is cut off.
-NOT_YET = {
-    ("laptop", "claims", "every loss finite"),
-    ("laptop", "fig3", "some diverged"),
-    ("tiny", "claims", "every loss finite"),
-    *(("workstation", name, "every loss finite")
-      for name in ("ablation", "claims", "controls", "fig2", "fig4", "fig5", "sam", "spectrum")),
-}  # fmt: skip
 DRAWN = [
     *((scale, name, "every loss finite") for scale in SCALES for name in PROJECT.figures),
     *(("laptop", name, "some diverged") for name in [*CURVES, *MEASURED]),
 ]
 
 
-@pytest.mark.parametrize(
-    ("scale", "name", "case"),
-    [pytest.param(*drawn, marks=[pytest.mark.xfail] * (drawn in NOT_YET)) for drawn in DRAWN],
-)
+@pytest.mark.parametrize(("scale", "name", "case"), DRAWN)
 def test_every_text_is_inside_and_on_no_other(scale, name, case):
     _, figure, _ = shown(scale, name, case)
     assert_legible(figure)

@@ -67,7 +67,7 @@ def _effect_axis(axes: Axes, values: np.ndarray) -> None:
     """Linear to ±5, logarithmic beyond: a few effects of tens of points would flatten the rest."""
     widest = min(max(np.abs(values[np.isfinite(values)]).max(), 5), WIDEST)
     axes.set_xscale("symlog", linthresh=5, linscale=1)
-    positive = [v for v in (5, 20, 80) if v <= widest]
+    positive = [v for v in (5, 50) if v <= widest]
     ticks = [*(-v for v in reversed(positive)), 0, *positive]
     axes.set_xlim(-1.15 * widest, 1.15 * widest)
     axes.set_xticks(ticks, [str(v).replace("-", "−") for v in ticks])

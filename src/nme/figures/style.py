@@ -16,7 +16,7 @@ PANEL_HEIGHT = 3.9 * CM
 
 RC = {
     "font.size": 7,
-    "axes.titlesize": 7,
+    "axes.titlesize": 6.5,
     "axes.labelsize": 7,
     "xtick.labelsize": 6,
     "ytick.labelsize": 6,
@@ -104,9 +104,9 @@ def parameter_axis(axes: Axes, values: list[float]) -> None:
 
 
 def _ticks(axes: Axes, values: list[float]) -> None:
-    """Ticks at the values; labels where they do not touch: closer than a fifth of a decade, one of two has none."""
+    """Ticks at the values; labels where they do not touch: a quarter of the axis and a sixth of a decade apart."""
     span = math.log10(max(values) / min(v for v in values if v > 0)) if max(values) > 0 else 0
-    apart = 10 ** max(0.17, span / 6)
+    apart = 10 ** max(0.17, span / 4)
     shown: list[float] = []
     for value in sorted(values):
         if not shown or shown[-1] == 0 or value >= apart * shown[-1]:

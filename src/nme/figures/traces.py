@@ -33,7 +33,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
         axes.minorticks_off()
         method = METHODS.parse(place["method"])
         strength = f"\n{method.symbol} = {place['strength']:g}" if method.symbol else "\n"
-        axes.set_title(f"{place['panel']}\n{method.full_label}{strength}", fontsize=6)
+        axes.set_title(f"{place['panel']}\n{method.full_label}{strength}")
     values = points["mean"]
     for axes in grid:  # all on one scale; means set it, since an interval over runaway seeds spans decades
         axes.set_ylim(2 * min(values.min(), -linear), 2 * max(values.max(), linear))
