@@ -121,13 +121,11 @@ def measured(tool: str, task: str, model_name: str) -> dict:
 
     from nme.activations import ACTIVATIONS
     from nme.models import MODELS as KNOWN
-    from nme.models.wide_resnet import WideResnet
 
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     name, shape, settings, examples = MODELS[model_name]
-    kind = {**KNOWN, "wide_resnet": WideResnet}[name]
-    model = kind(name=name, **settings).build(shape, 10, ACTIVATIONS.parse("gelu")).eval()
+    model = KNOWN[name](name=name, **settings).build(shape, 10, ACTIVATIONS.parse("gelu")).eval()
     x, y = torch.randn(examples, *shape), torch.randint(10, (examples,))
     loss = nn.CrossEntropyLoss()
     try:

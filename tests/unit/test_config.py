@@ -128,7 +128,7 @@ MISTAKES = [
     (SCALE, "recipes.digits_mlp.dataset", "cifar10",
      ["recipes.digits_mlp", "dataset of this scale 'cifar10'", "(allowed: digits, mnist1d)"]),
     (SCALE, "recipes.digits_mlp.model.name", "mpl",
-     ["recipes.digits_mlp.model.name", "model 'mpl'", "did you mean 'mlp'?", "(allowed: cnn, mlp)"]),
+     ["recipes.digits_mlp.model.name", "model 'mpl'", "did you mean 'mlp'?", "(allowed: cnn, mlp, wide_resnet)"]),
     (SCALE, "recipes.digits_mlp.model.name", ABSENT, ["recipes.digits_mlp.model.name", "missing"]),
     (SCALE, "recipes.digits_mlp.augment", "flip",
      ["recipes.digits_mlp.augment", "'flip'", "'none' or 'crop_flip'"]),

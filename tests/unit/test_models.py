@@ -16,22 +16,29 @@ from nme.models.layers import Activate
 SETTINGS = {
     "mlp": {"widths": [6, 5]},
     "cnn": {"channels": [4, 3], "kernel": 3, "stride": 2},
+    "wide_resnet": {"depth": 10, "widen": 1},
 }
 # The inputs that each model takes.
 SHAPES = {
     "mlp": [(7,), (1, 40), (3, 8, 6)],
     "cnn": [(1, 40), (2, 9), (1, 8, 8), (3, 8, 6)],
+    "wide_resnet": [(1, 8, 8), (3, 8, 6)],
 }
 CASES = [(name, shape) for name in MODELS for shape in SHAPES.get(name, [])]
+# One layer after the other, with batch norm if asked for; others are tested one by one.
+CHAINS = [(name, shape) for name, shape in CASES if "batch_norm" in MODELS[name].model_fields]
 CLASSES = 4
 
 on_every_model_and_input = pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
+on_every_chain_and_input = pytest.mark.parametrize(("name", "shape"), CHAINS, ids=str)
 with_and_without_batch_norm = pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch-norm"])
 
 
 def build(name, shape, activation="relu", seed=0, **settings):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if "batch_norm" not in MODELS[name].model_fields:
+            settings.pop("batch_norm", None)  # it always has it
         model = MODELS[name](name=name, **{**SETTINGS[name], **settings})
         return model.build(shape, CLASSES, ACTIVATIONS.parse(activation))
 
@@ -64,19 +71,22 @@ class TestEveryModel:
 
     @on_every_model_and_input
     def test_starts_differently_from_another_seed(self, name, shape):
-        first, other = (build(name, shape, seed=seed).parameters() for seed in (0, 1))
-        assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+        first, other = (of_kind(build(name, shape, seed=s), nn.Linear, nn.Conv1d, nn.Conv2d) for s in (0, 1))
+        pairs = [
+            pair for a, b in zip(first, other, strict=True) for pair in zip(a.parameters(), b.parameters(), strict=True)
+        ]
+        assert not any(torch.equal(a, b) for a, b in pairs)
 
     @on_every_model_and_input
     def test_starts_uniform_within_the_fan_in(self, name, shape):
         for module in of_kind(build(name, shape), nn.Linear, nn.Conv1d, nn.Conv2d):
             bound = 1 / sqrt(module.weight[0].numel())
-            for p in (module.weight, module.bias):
+            for p in module.parameters():
                 assert p.abs().max() <= bound
             if module.weight.numel() > 20:
                 assert module.weight.std().item() == pytest.approx(bound / sqrt(3), rel=0.3)
 
-    @on_every_model_and_input
+    @on_every_chain_and_input
     def test_activation_is_the_one_asked_for_and_follows_every_hidden_layer(self, activation, name, shape):
         model = build(name, shape, str(activation))
         used = of_kind(model, Activate)
@@ -84,7 +94,7 @@ class TestEveryModel:
         assert {str(module.activation) for module in used} == {str(activation)}
         assert str(activation) in repr(model)
 
-    @on_every_model_and_input
+    @on_every_chain_and_input
     def test_batch_norm_precedes_each_activation_and_only_where_asked_for(self, name, shape):
         norms = nn.BatchNorm1d, nn.BatchNorm2d
         assert of_kind(build(name, shape), *norms) == []
@@ -127,6 +137,41 @@ def test_cnn_is_its_formula():
     positions = range(0, 7, 2)
     hidden = [[max((W[k] * padded[:, i : i + 3]).sum() + b[k], 0) for i in positions] for k in range(3)]
     np.testing.assert_allclose(model(x[None]).detach().numpy()[0], V @ np.ravel(hidden) + c, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("depth", "widen", "millions"), [(28, 10, 36.5), (16, 2, 0.7)])
+def test_wide_resnet_has_the_published_number_of_parameters(depth, widen, millions):
+    with torch.device("meta"):
+        model = MODELS["wide_resnet"](name="wide_resnet", depth=depth, widen=widen)
+        model = model.build((3, 32, 32), 10, ACTIVATIONS.parse("relu"))
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
+
+
+def test_wide_resnet_has_the_activation_before_every_convolution_of_a_block(activation):
+    """Two a block and one before the head; the first convolution and the shortcuts have none of their own."""
+    used = of_kind(build("wide_resnet", (3, 8, 8), str(activation), depth=16), Activate)
+    assert len(used) == 2 * 6 + 1
+    assert {str(module.activation) for module in used} == {str(activation)}
+
+
+def test_a_block_of_the_wide_resnet_is_its_formula():
+    """In eval mode with the statistics of the start, 0 and 1; only a group's first block changes the width."""
+    conv = nn.functional.conv2d
+    blocks = build("wide_resnet", (3, 8, 8), "relu", depth=16, widen=2).double().eval()[1:3]
+    x = torch.randn(2, 16, 8, 8, dtype=torch.float64)
+    for block, changes in zip(blocks, (True, False), strict=True):
+        before = x.relu() / sqrt(1 + 1e-5)
+        middle = conv(before, block.conv1.weight, padding=1).relu() / sqrt(1 + 1e-5)
+        kept = conv(before, block.shortcut.weight) if changes else x
+        expected = kept + conv(middle, block.conv2.weight, padding=1)
+        torch.testing.assert_close(block(x), expected, rtol=1e-10, atol=1e-12)
+        x = expected
+
+
+@pytest.mark.parametrize("depth", [4, 9, 17])
+def test_wide_resnet_has_whole_blocks(depth):
+    with pytest.raises(ValueError, match=rf"depth is {depth} \(allowed: 10, 16"):
+        build("wide_resnet", (3, 8, 8), depth=depth)
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])

@@ -19,7 +19,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
     """A line a contrast, in the order of the claims; the band is ±δ, the smallest effect of interest."""
     lines = table.to_dict("records")
     smallest = record["spec"]["smallest_effect"]
-    figure = Figure(figsize=(style.COLUMN, (0.98 * len(lines) + 2.2) * style.CM))
+    figure = Figure(figsize=(style.COLUMN, (1.06 * len(lines) + 2.2) * style.CM))
     words, axes = figure.subplots(1, 2, width_ratios=(1.1, 1), sharey=True)
     words.set_axis_off()
     axes.axvspan(-smallest, smallest, color="0.92", linewidth=0)

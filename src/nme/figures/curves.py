@@ -86,12 +86,11 @@ def _zoom(axes: Axes, points: pd.DataFrame) -> float:
 
 
 def _note(axes: Axes, points: pd.DataFrame, colours: list[str], top: bool, text: Callable) -> None:
-    """A short text for each point at the upper or lower edge of a panel, those of one x above each other."""
-    for x, group in points.assign(colour=colours).groupby("x"):
-        for i, (_, point) in enumerate(group.iterrows()):
-            place = {"xy": (x, 0.93 - 0.075 * i if top else 0.01 + 0.075 * i)}
-            look = {"color": point["colour"], "fontsize": 5.5, "ha": "center"}
-            axes.annotate(text(point), xycoords=axes.get_xaxis_transform(), **place, **look)
+    """A short text for each point at the upper or lower edge of a panel, each on a line of its own."""
+    for i, (_, point) in enumerate(points.assign(colour=colours).sort_values("x").iterrows()):
+        place = {"xy": (point["x"], 0.93 - 0.075 * i if top else 0.01 + 0.075 * i)}
+        look = {"color": point["colour"], "fontsize": 5.5, "ha": "center"}
+        axes.annotate(text(point), xycoords=axes.get_xaxis_transform(), **place, **look)
 
 
 def _looks(names: list[str], colours: dict[str, str], label: Callable[[str], str]) -> dict[str, dict]:

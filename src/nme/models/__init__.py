@@ -5,5 +5,6 @@ Settings are checked without torch; ``build`` makes the ``torch.nn.Module``.
 
 from nme.models.cnn import Cnn
 from nme.models.mlp import Mlp
+from nme.models.wide_resnet import WideResnet
 
-MODELS = {"cnn": Cnn, "mlp": Mlp}
+MODELS = {"cnn": Cnn, "mlp": Mlp, "wide_resnet": WideResnet}
