@@ -22,7 +22,7 @@ MODELS = {
         {"channels": [32, 64, 64], "kernel": 3, "stride": 2},
         128,
     ),
-    "WideResNet-16-2, 32×32, 64 examples": ("wide_resnet", (3, 32, 32), {"depth": 16, "widen": 2}, 64),
+    "WideResNet-16-2, 32×32, 16 examples": ("wide_resnet", (3, 32, 32), {"depth": 16, "widen": 2}, 16),
 }
 TOOLS = ("nme", "curvlinops", "hessian-eigenthings", "PyHessian")
 # The work, with the number of probes or steps.
@@ -63,7 +63,7 @@ def work(tool: str, task: str, count: int, model, loss, x, y):
         from curvlinops import GGNLinearOperator, HessianLinearOperator, hutchinson_trace
         from scipy.sparse.linalg import eigsh
 
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        parameters = [p for p in model.parameters() if p.requires_grad]
         data = [(x, y)]
 
         def operators(*kinds):
