@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from nme.errors import NmeError
-from nme.files import atomic
+from nme.files import atomic, clear_partial
 from nme.registry import number
 
 
 class Checkpoint:
-    """The resume checkpoint of one job.
+    """The resume checkpoint of one job, whose folder is its own: what a killed process half wrote there is deleted.
 
     Args:
         path: where it is kept.
@@ -32,6 +32,7 @@ class Checkpoint:
         self.path = path
         self.identity = identity
         self.every_seconds = every_seconds
+        clear_partial(path.parent)
         self._saved = time.monotonic()
 
     def load(self) -> tuple[dict | None, str]:
@@ -88,6 +89,7 @@ class Snapshots:
         if fresh:
             shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True, exist_ok=True)
+        clear_partial(self.partial)
 
     def take(self, seed: int, step: int, model: nn.Module) -> None:
         """Keep the network if a snapshot is due after ``step`` steps and all its parameters are finite."""

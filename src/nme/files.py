@@ -35,3 +35,9 @@ def atomic(path: Path | str) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_partial(folder: Path) -> None:
+    """Delete the temporaries that a killed process left in ``folder``; only where no other process writes."""
+    for path in folder.glob(".partial-*"):
+        path.unlink(missing_ok=True)

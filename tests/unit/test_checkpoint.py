@@ -465,3 +465,15 @@ def test_a_damaged_snapshot_is_one_message(straight, tmp_path, content):
 def test_a_missing_folder_of_snapshots_is_one_message(tmp_path):
     with pytest.raises(NmeError, match=r"snapshots: missing; train first"):
         read_snapshot(tmp_path / "snapshots", 0, 0)
+
+
+def test_what_a_killed_process_half_wrote_is_deleted(tmp_path):
+    """Also among the networks; anything else stays."""
+    partial = tmp_path / "snapshots.partial"
+    partial.mkdir()
+    for path in (tmp_path / ".partial-x1-resume.pt", partial / ".partial-x2-seed=0-at=0.pt", tmp_path / "mine.txt"):
+        path.write_bytes(b"half")
+    snapshots = Snapshots(tmp_path / "snapshots", [0], 10, fresh=False)
+    Checkpoint(tmp_path / "resume.pt", {}, 60)
+    snapshots.finish()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine.txt", "snapshots"]
