@@ -104,8 +104,8 @@ def work(tool: str, task: str, count: int, model, loss, x, y):
     def run():
         if task not in ("trace", "lanczos"):
             raise UnableError
-        computation = hessian(model, loss, data=(x, y), cuda=False)
-        found = computation.trace(count, tol=0) if task == "trace" else computation.density(count, 1)
+        computation = hessian(model, loss, data=(x, y), cuda=False)  # tol: never stop early
+        found = computation.trace(count, tol=-1) if task == "trace" else computation.density(count, 1)
         model.zero_grad(set_to_none=True)
         return found
 
