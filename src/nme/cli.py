@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +41,20 @@ def _settings(text: str, *keys: str) -> dict:
     if missing:
         raise NmeError(f"--spec lacks {', '.join(missing)}; a whole one stands in Snakemake's params")
     return spec
+
+
+@contextmanager
+def _alone(settings: dict, output: Path) -> Iterator[bool]:
+    """Inside, no other process makes ``output``; True if another one did while this one waited for it."""
+    from nme import parquet
+    from nme.locks import lock_of, one_at_a_time
+    from nme.provenance import spec_hash
+
+    with one_at_a_time(lock_of(output), lambda text: print(text, file=sys.stderr, flush=True)) as waited:
+        made = waited and output.exists() and parquet.read_record(output)["spec_sha256"] == spec_hash(settings)
+        if made:
+            print(f"{output}: the other process has made it", file=sys.stderr)
+        yield made
 
 
 @app.callback(invoke_without_command=True)
@@ -86,8 +102,9 @@ def train(
     settings = _settings(spec, "recipe", "activation", "method", "strength", "seeds", "snapshots")
     recipe = check(Recipe, settings["recipe"], "recipe")
     chosen = prepare_device(device, recipe.threads)
-    with training_progress(len(settings["seeds"]), recipe.epochs) as (report, log):
-        train(settings, data, output, chosen, checkpoint_seconds, report, log)
+    with training_progress(len(settings["seeds"]), recipe.epochs) as (report, log), _alone(settings, output) as made:
+        if not made:
+            train(settings, data, output, chosen, checkpoint_seconds, report, log)
 
 
 @app.command()
@@ -103,7 +120,10 @@ def measure(
     from nme.measure import measure
 
     settings = _settings(spec, "recipe", "activation", "seeds", "quantities", "examples")
-    measure(settings, data, snapshots, output, prepare_device(device, settings["recipe"]["threads"]))
+    chosen = prepare_device(device, settings["recipe"]["threads"])
+    with _alone(settings, output) as made:
+        if not made:
+            measure(settings, data, snapshots, output, chosen)
 
 
 @app.command()
@@ -152,16 +172,20 @@ def status(
     scale: Annotated[str | None, typer.Option(help="Instead of the configured one.")] = None,
     config: Annotated[Path, typer.Option(help="The user's page.")] = Path("config/config.yaml"),
 ) -> None:
-    """Show, for each figure, how many of the results it needs are there."""
+    """Show, for each figure, how many of its jobs are done, running or have failed, and the time that is left."""
     from rich.console import Console
     from rich.table import Table
 
     from nme.status import status
 
     project = _project(config, scale)
-    table = Table("figure", "done", "wanted", "drawn", title=f"scale {project.config.scale}")
-    for row in status(project):
-        table.add_row(row.figure, str(row.done), str(row.wanted), "yes" if row.drawn else "no")
+    states = ("done", "running", "failed")
+    table = Table("figure", *states, "wanted", "hours left", "drawn", title=f"scale {project.config.scale}")
+    table.caption = "hours: estimated, as many jobs at a time as are running now; failed ones continue when run again"
+    rows = status(project)
+    for row in rows:
+        cells = (*map(row.count, states), row.wanted, f"{row.hours_left:.2f}", "yes" if row.drawn else "no")
+        table.add_row(row.figure, *map(str, cells), end_section=row is rows[-2])
     Console().print(table)
 
 

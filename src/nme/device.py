@@ -1,14 +1,23 @@
 """Choosing the device, and making what runs on it reproducible."""
 
+import fcntl
 import os
+import tempfile
+from pathlib import Path
+from typing import IO
 
 import torch
 
 from nme.errors import NmeError
+from nme.locks import take_lock
+
+_places: list[IO] = []  # of this process on its GPU, until it ends
 
 
 def prepare_device(name: str, threads: int) -> torch.device:
     """The device called ``name`` (cpu, cuda or auto), set up so that the same work gives the same bits.
+
+    Of several GPUs it is the one with the fewest processes of nme on it.
 
     Args:
         name: ``auto`` is a GPU if there is one, else the CPU.
@@ -27,7 +36,30 @@ def prepare_device(name: str, threads: int) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda" if present and name != "cpu" else "cpu")
+    if not present or name == "cpu":
+        return torch.device("cpu")
+    identifiers = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
+    device = torch.device("cuda", take_place(identifiers, Path(tempfile.gettempdir())))
+    torch.cuda.set_device(device)
+    return device
+
+
+def take_place(identifiers: list[str], folder: Path) -> int:
+    """The index of a GPU with the fewest processes on it; this one is counted there until it ends.
+
+    Args:
+        identifiers: of the GPUs that this process sees; two processes may see different ones.
+        folder: of this machine, for the lock files, a file a place on a GPU.
+    """
+    place = 0
+    while True:
+        for index, identifier in enumerate(identifiers):
+            file = (folder / f"nme-{os.getuid()}-{identifier}-{place}.lock").open("a")
+            if take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                _places.append(file)
+                return index
+            file.close()
+        place += 1
 
 
 def device_name(device: torch.device) -> str:

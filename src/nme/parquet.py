@@ -1,6 +1,8 @@
 """Result tables: parquet files that carry their provenance."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,9 +25,21 @@ def read(path: Path) -> tuple[pa.Table, dict]:
     Raises:
         NmeError: the file is missing or is no such table.
     """
-    try:
+    with _explained(path):
         table = pq.read_table(path)
         return table, json.loads(table.schema.metadata[b"nme"])
+
+
+def read_record(path: Path) -> dict:
+    """The record alone; raises as ``read`` does."""
+    with _explained(path):
+        return json.loads(pq.read_schema(path).metadata[b"nme"])
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise NmeError(f"{path}: missing; make it first") from None
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:

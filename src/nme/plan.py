@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nme import grid
-from nme.config import Project, Recipe
+from nme.config import Figure, Project, Recipe
 from nme.datasets import DATASETS
 from nme.methods import METHODS
 
@@ -70,48 +70,63 @@ def network_of(recipe: Recipe) -> tuple[float, int]:
     return counter.get_total_flops() / 2, sum(p.numel() for p in model.parameters())
 
 
-def cost(project: Project, figures: Iterable[str], device: str, networks: dict[str, tuple[float, int]]) -> Cost:
-    """The cost of everything that these figures are made from, each training once.
+class Estimate:
+    """How long each job of a project takes on a device, in seconds besides its start.
 
     Args:
         project: at its scale.
-        figures: names.
         device: ``cpu`` or ``cuda``.
-        networks: ``network_of`` each recipe.
     """
-    scale, speed = project.scale, SPEED[device]
+
+    def __init__(self, project: Project, device: str):
+        self.project, self.speed = project, SPEED[device]
+        self.kept = grid.measurements(project)
+        self.networks = {name: network_of(recipe) for name, recipe in project.scale.recipes.items()}
+
+    def training(self, cell: grid.Cell, seeds: range) -> float:
+        """Of a training job."""
+        recipe, operations = self.project.scale.recipes[cell.recipe], self.networks[cell.recipe][0]
+        subset = self.project.scale.datasets[recipe.dataset]
+        steps = steps_of(recipe, subset.train) * self._gradient(cell) * METHODS.parse(cell.method).gradients
+        tested = subset.test or DATASETS[recipe.dataset].counts[1]
+        return len(seeds) * (steps + recipe.epochs * tested * operations / self.speed.operations)
+
+    def measuring(self, cell: grid.Cell, seeds: range) -> float:
+        """Of the job that measures what a training job kept."""
+        settings = self.project.scale.measurement
+        batches = settings.examples / self.project.scale.recipes[cell.recipe].batch_size
+        products = sum(_products(self.project, name) * len(at) for name, at in self.kept[cell].items())
+        return len(seeds) * products * 2.5 * self._gradient(cell) * batches
+
+    def _gradient(self, cell: grid.Cell) -> float:
+        recipe, operations = self.project.scale.recipes[cell.recipe], self.networks[cell.recipe][0]
+        return 3 * operations * recipe.batch_size / self.speed.operations + self.speed.overhead
+
+
+def cost(estimate: Estimate, figures: Iterable[str]) -> Cost:
+    """The cost of everything that these figures are made from, each training once."""
+    project, scale, speed = estimate.project, estimate.project.scale, estimate.speed
     wanted = [project.figures[name] for name in figures]
-    names = {claimed for figure in wanted if figure.claims for claimed in _claimed(figure)}
+    names = {claimed for figure in wanted if figure.claims for claimed in claimed_figures(figure)}
     wanted += [project.figures[name] for name in names]
     trained = {job for figure in wanted if figure.grid for job in grid.training_jobs(figure, scale)}
-    kept = grid.measurements(project)
     measured = {job for figure in wanted if figure.measure for job in grid.training_jobs(figure, scale)}
-    seconds, steps, members, disk = 0.0, 0, 0, 0.0
+    jobs = len(trained) + len(measured)
+    seconds = jobs * speed.start + sum(estimate.training(*job) for job in trained)
+    seconds += sum(estimate.measuring(*job) for job in measured)
+    steps, members, disk = 0, 0, jobs * METRICS_BYTES
     for cell, seeds in trained:
         recipe = scale.recipes[cell.recipe]
-        dataset = DATASETS[recipe.dataset]
-        subset = scale.datasets[recipe.dataset]
-        operations, parameters = networks[cell.recipe]
-        gradient = 3 * operations * recipe.batch_size / speed.operations + speed.overhead
-        a_member = steps_of(recipe, subset.train)
-        forward = operations * (subset.test or dataset.counts[1]) / speed.operations
-        one = a_member * gradient * METHODS.parse(cell.method).gradients + recipe.epochs * forward
-        snapshots = len(grid.snapshots(kept.get(cell, {})))
-        seconds += speed.start + len(seeds) * one
-        steps += len(seeds) * a_member
+        steps += len(seeds) * steps_of(recipe, scale.datasets[recipe.dataset].train)
         members += len(seeds)
-        disk += METRICS_BYTES + len(seeds) * snapshots * SNAPSHOT_BYTES * parameters
-        if (cell, seeds) in measured:
-            batches = scale.measurement.examples / recipe.batch_size
-            products = sum(_products(project, name) * len(at) for name, at in kept[cell].items())
-            seconds += speed.start + len(seeds) * products * 2.5 * gradient * batches
-            disk += METRICS_BYTES
+        snapshots = len(grid.snapshots(estimate.kept.get(cell, {})))
+        disk += len(seeds) * snapshots * SNAPSHOT_BYTES * estimate.networks[cell.recipe][1]
     memory = max((scale.recipes[cell.recipe].memory_mb for cell, _ in trained), default=0)
-    jobs = len(trained) + len(measured)
     return Cost(jobs, members, steps, seconds / 3600, memory, disk / 2**20)
 
 
-def _claimed(figure) -> set[str]:
+def claimed_figures(figure: Figure) -> set[str]:
+    """Names of the figures whose tables the claims read."""
     return {contrast.figure or claim.figure for claim in figure.claims.list for contrast in claim.contrasts}
 
 
@@ -124,6 +139,6 @@ def _products(project: Project, quantity: str) -> float:
 
 def plan(project: Project, device: str) -> dict[str, Cost]:
     """The cost of each figure by itself, and of all of them together, which share trainings."""
-    networks = {name: network_of(recipe) for name, recipe in project.scale.recipes.items()}
-    found = {name: cost(project, [name], device, networks) for name in project.figures}
-    return {**found, "all": cost(project, list(project.figures), device, networks)}
+    estimate = Estimate(project, device)
+    found = {name: cost(estimate, [name]) for name in project.figures}
+    return {**found, "all": cost(estimate, list(project.figures))}

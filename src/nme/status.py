@@ -1,34 +1,106 @@
-"""How far each figure is: which files it needs and which are there."""
+"""How far each figure is: its jobs that are done, running or have failed, and the time that is left."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from nme import grid, parquet
 from nme.config import Project
-from nme.grid import sources
+from nme.errors import NmeError
+from nme.locks import at_work, lock_of
+from nme.plan import Estimate, claimed_figures
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training or measurement.
+
+    Attributes:
+        state: ``done``; ``running``: a process holds its lock; ``failed``: it ended without a result, and continues
+            when Snakemake starts it again; ``waiting``.
+        seconds: the estimate.
+        measured: seconds that it took, if it is done.
+    """
+
+    state: str
+    seconds: float
+    measured: float = 0.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Result files of one figure at a scale, and whether ``figures/`` holds it as drawn from them."""
+    """The jobs of one figure at a scale, and whether ``figures/`` holds it as drawn from them.
+
+    Attributes:
+        jobs: by output.
+        hours_left: of those that are not done, as many at a time as are running now.
+    """
 
     figure: str
-    done: int
-    wanted: int
     drawn: bool
+    jobs: dict[str, Job] = field(repr=False)
+    hours_left: float
+
+    @property
+    def wanted(self) -> int:
+        """How many jobs the figure needs."""
+        return len(self.jobs)
+
+    def count(self, state: str) -> int:
+        """How many of its jobs are in a state."""
+        return sum(job.state == state for job in self.jobs.values())
 
 
 def status(project: Project, root: Path = Path()) -> list[Progress]:
-    """Progress of every figure at the project's scale, from the files below ``root``."""
-    return [
-        Progress(
-            figure=name,
-            done=sum((root / path).exists() for path in sources(project, name)),
-            wanted=len(sources(project, name)),
-            drawn=_scale_drawn(root / "figures" / f"{name}.csv") == project.config.scale,
-        )
-        for name in project.figures
-    ]
+    """Progress of every figure at the project's scale, and of ``all``, from the files below ``root``.
+
+    What is left is what ``nme plan`` estimates, scaled by what the finished jobs took.
+    """
+    estimate = Estimate(project, "cpu" if project.config.device == "cpu" else "cuda")
+    figures = {name: _jobs(project, name, estimate, root) for name in project.figures}
+    everything = {path: job for jobs in figures.values() for path, job in jobs.items()}
+    done = [job for job in everything.values() if job.state == "done" and job.seconds]
+    measured, expected = sum(job.measured for job in done), sum(job.seconds for job in done)
+    pace = measured / expected if expected else 1.0
+    running = max(1, sum(job.state == "running" for job in everything.values()))
+
+    def left(jobs: dict[str, Job]) -> float:
+        seconds = [pace * job.seconds + estimate.speed.start for job in jobs.values() if job.state != "done"]
+        return sum(seconds) / min(running, len(seconds) or 1) / 3600
+
+    drawn = {n: _scale_drawn(root / "figures" / f"{n}.csv") == project.config.scale for n in figures}
+    rows = [Progress(name, drawn[name], jobs, left(jobs)) for name, jobs in figures.items()]
+    return [*rows, Progress("all", all(drawn.values()), everything, left(everything))]
+
+
+def _jobs(project: Project, name: str, estimate: Estimate, root: Path) -> dict[str, Job]:
+    """The figure's jobs by their outputs; those of the claims are those of the figures that they read."""
+    figure, scale = project.figures[name], project.config.scale
+    if figure.claims:
+        read = [_jobs(project, n, estimate, root) for n in claimed_figures(figure)]
+        return {path: job for jobs in read for path, job in jobs.items()}
+    if not figure.grid:
+        return {path: _job(root, path, 0.0) for path in grid.sources(project, name)}
+    found = {}
+    for job in grid.training_jobs(figure, project.scale):
+        path = grid.metrics_path(scale, *job)
+        found[path] = _job(root, path, estimate.training(*job))
+        if figure.measure:
+            path = grid.measured_path(scale, *job)
+            found[path] = _job(root, path, estimate.measuring(*job))
+    return found
+
+
+def _job(root: Path, path: str, seconds: float) -> Job:
+    output = root / path
+    if at_work(lock_of(output)):
+        return Job("running", seconds)
+    try:
+        return Job("done", seconds, parquet.read_record(output)["seconds"])
+    except NmeError:  # missing, or damaged
+        folder = (root / "logs" / Path(path).relative_to("results")).parent
+        begun = output.exists() or folder.with_name(f"{folder.name}.log").exists()
+        return Job("failed" if begun else "waiting", seconds)
 
 
 def _scale_drawn(numbers: Path) -> str | None:

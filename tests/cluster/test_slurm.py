@@ -1,60 +1,42 @@
-"""Slow: a real SLURM and the real image. Needs a cluster that answers and containers/nme-<version>.sif."""
+"""Slow: the sentence of the README on a real SLURM, in the real image."""
 
 import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-
-from nme import __version__
+from slurm_clone import IMAGE
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-IMAGE = ROOT / "containers" / f"nme-{__version__}.sif"
 
-
-@pytest.fixture
-def clone(tmp_path):
-    if shutil.which("sinfo") is None or subprocess.run(["sinfo"], capture_output=True).returncode:
-        pytest.skip("no SLURM answers here")
-    if shutil.which("apptainer") is None:
-        pytest.skip("no apptainer on the PATH")
-    if not IMAGE.exists():
-        pytest.skip(f"{IMAGE.name} is not built")
-    folder = tmp_path / "clone"
-    folder.mkdir()
-    for name in ("Snakefile", "workflow", "config", "profiles"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / name)
-    (folder / "slurm").symlink_to("profiles/slurm")
-    (folder / "containers").mkdir()
-    (folder / "containers" / IMAGE.name).symlink_to(IMAGE)
-    return folder
-
-
-def test_a_figure_is_made_on_slurm_inside_the_image(clone):
-    """The sentence of the README, with a small scale, a CPU, and a shorter wait before the first look at the queue."""
-    snakemake = Path(sys.executable).with_name("snakemake")
-    command = [snakemake, "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "3", "--jobs", "8"]
-    options = ["--config", "scale=tiny", "device=cpu", "--", "figures/fig2.pdf"]
-    done = subprocess.run([*command, *options], cwd=clone, text=True, capture_output=True, timeout=1500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (clone / "figures/fig2.pdf").stat().st_size > 10_000
-    trained = sorted(clone.glob("results/tiny/train/**/metrics.parquet"))
-    assert len(trained) == 12
+def assert_made_inside(clone, figure: str) -> None:
+    assert (clone.folder / f"figures/{figure}.pdf").stat().st_size > 10_000
+    trained = sorted(clone.folder.glob("results/tiny/train/**/metrics.parquet"))
+    assert trained
     for path in trained:
-        record = json.loads(pq.read_schema(path).metadata[b"nme"])
-        assert record["container"] == IMAGE.name
-    history = subprocess.run(
-        ["sacct", "-n", "-P", "-X", "--format=Partition,ReqTRES,State"],
-        text=True,
-        capture_output=True,
-        check=True,
-    )
-    ours = [line for line in history.stdout.splitlines() if line.startswith("gpu|")]
-    assert len(ours) >= 12
-    assert all("gres/gpu=1" in line for line in ours)
+        assert json.loads(pq.read_schema(path).metadata[b"nme"])["container"] == IMAGE.name
+    assert set(clone.states()) == {"COMPLETED"}
+    jobs = clone.history("Partition", "ReqTRES")
+    on_gpus = [job for job in jobs if job["Partition"] == "gpu"]
+    assert len(on_gpus) == len(trained)
+    assert all("gres/gpu=1" in job["ReqTRES"] for job in on_gpus)
+    others = [job for job in jobs if job["Partition"] == "cpu"]
+    assert others, "the data are prepared on the CPU partition"
+    assert not any("gpu" in job["ReqTRES"] for job in others)
+
+
+def test_a_figure_is_made_inside_the_image(clone_inside):
+    clone_inside.run("figures/fig5.pdf", limit=1500)
+    assert_made_inside(clone_inside, "fig5")
+
+
+def test_an_ordinary_user_makes_a_figure_inside_the_image(clone_of_another_user):
+    clone_of_another_user.run("figures/fig2.pdf", limit=1500)
+    assert_made_inside(clone_of_another_user, "fig2")
+
+
+def test_a_missing_image_is_said_before_anything_is_submitted(clone_inside):
+    (clone_inside.folder / "containers" / IMAGE.name).unlink()
+    text = clone_inside.run("figures/fig2.pdf", ok=False)
+    assert "the container image is missing" in text
+    assert not clone_inside.history()

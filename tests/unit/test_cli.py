@@ -19,6 +19,8 @@ from nme.config import Config, load_project
 from nme.datasets import Places
 from nme.environment import export
 from nme.errors import NmeError
+from nme.locks import lock_of, one_at_a_time
+from nme.plan import SPEED
 from nme.prepare import prepare
 from nme.status import status
 from nme.train import train
@@ -262,32 +264,56 @@ def test_train_takes_the_device_from_the_environment(run, monkeypatch):
 # ---------------------------------------------------- status, environment
 
 
+def result(path: Path, seconds: float = 1.0) -> None:
+    parquet.write(pa.table({"x": [1]}), path, {"seconds": seconds})
+
+
 def test_status_counts_what_is_there(tmp_path):
     project = load_project({"scale": "tiny"}, ROOT / "config")
     wanted = grid.sources(project, "fig2")
-    for path in [*wanted[:3], "figures/fig1.pdf", "figures/fig2.pdf", "results/laptop/landscape/fig1.parquet"]:
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).touch()
+    for path in [*wanted[:3], "results/laptop/landscape/fig1.parquet"]:
+        result(tmp_path / path)
+    (tmp_path / wanted[3]).parent.mkdir(parents=True)
+    (tmp_path / wanted[3]).touch()  # damaged
+    log = tmp_path / "logs" / Path(wanted[4]).parent.relative_to("results").with_name("seed=0-1.log")
+    log.parent.mkdir(parents=True)
+    log.touch()
+    (tmp_path / "figures").mkdir()
     (tmp_path / "figures/fig1.csv").write_text("loss,scale\n1,tiny\n")
     (tmp_path / "figures/fig2.csv").write_text("rho,scale\n0,laptop\n")
     (tmp_path / "figures/fig3.csv").write_text("")
-    found = {row.figure: (row.done, row.wanted, row.drawn) for row in status(project, tmp_path)}
-    assert found["fig1"] == (0, 1, True)
-    assert found["fig2"] == (3, len(wanted), False), "drawn, but at another scale"
-    assert not found["fig3"][2]
-    assert set(found) == set(project.figures)
+    with one_at_a_time(lock_of(tmp_path / wanted[5])):
+        rows = {row.figure: row for row in status(project, tmp_path)}
+    assert set(rows) == {*project.figures, "all"}
+    found = {name: ([row.count(s) for s in ("done", "running", "failed")], row.drawn) for name, row in rows.items()}
+    assert found["fig1"] == ([0, 0, 0], True)
+    assert found["fig2"] == ([3, 1, 2], False), "drawn, but at another scale"
+    assert rows["fig2"].wanted == len(wanted)
+    assert not found["fig3"][1]
+    assert rows["claims"].wanted > rows["fig3"].wanted
+    assert rows["all"].wanted == len({path for row in rows.values() for path in row.jobs})
+
+
+def test_the_time_left_is_scaled_by_what_jobs_took(tmp_path):
+    project = load_project({"scale": "tiny"}, ROOT / "config")
+    (before,) = [row for row in status(project, tmp_path) if row.figure == "fig3"]
+    path, job = next(iter(before.jobs.items()))
+    result(tmp_path / path, 5 * job.seconds)
+    (after,) = [row for row in status(project, tmp_path) if row.figure == "fig3"]
+    start = SPEED["cpu"].start
+    left = sum(5 * j.seconds + start for p, j in before.jobs.items() if p != path)
+    assert after.hours_left == pytest.approx(left / 3600)
 
 
 def test_status_command(run):
     shutil.copytree(ROOT / "config", "config")
     project = load_project({"scale": "tiny"}, "config")
-    path = Path(grid.sources(project, "fig1")[0])
-    parquet.write(pa.table({"x": [1]}), path, {})
+    result(Path(grid.sources(project, "fig1")[0]))
     code, out, _ = run("status", "--scale", "tiny")
     assert code == 0
     assert "scale tiny" in out
     (row,) = [line.split() for line in out.splitlines() if "fig1" in line]
-    assert row[1:-1:2] == ["fig1", "1", "1", "no"]
+    assert row[1:-1:2] == ["fig1", "1", "0", "0", "1", "0.00", "no"]
 
 
 def test_the_environment_of_the_rules(monkeypatch, tmp_path):
@@ -298,6 +324,24 @@ def test_the_environment_of_the_rules(monkeypatch, tmp_path):
     assert os.environ["NME_DEVICE"] == "auto"
     assert os.environ["NME_DATA_DIR"] == str(tmp_path / "images")
     assert os.environ["PATH"] == f"{Path(sys.executable).parent}{os.pathsep}before"
+
+
+def test_folders_outside_of_the_project_are_bound_into_the_image(monkeypatch, tmp_path):
+    for key in ("NME_DEVICE", "NME_DATA_DIR", "PATH"):
+        monkeypatch.setenv(key, "")
+    monkeypatch.setenv("APPTAINER_BIND", "/given:/there")
+    images, disk, project = (tmp_path / name for name in ("images", "disk", "project"))
+    for folder in (images, disk, project, project / "own", project / "figures"):
+        folder.mkdir()
+    monkeypatch.chdir(project)
+    Path("results").symlink_to(disk)
+    for _ in range(2):
+        export(Config(scale="tiny", data_dir=str(images)))
+        assert os.environ["APPTAINER_BIND"] == f"/given:/there,{images},{disk}"
+    for inside_or_missing in (project / "own", tmp_path / "gone"):
+        monkeypatch.setenv("APPTAINER_BIND", "")
+        export(Config(scale="tiny", data_dir=str(inside_or_missing)))
+        assert os.environ["APPTAINER_BIND"] == str(disk)
 
 
 def test_no_data_dir_leaves_the_users_variable(monkeypatch, tmp_path):

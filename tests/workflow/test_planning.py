@@ -42,6 +42,13 @@ def test_the_slurm_profile_plans_the_largest_scale_on_gpus(project):
     assert "results/workstation/" in text
 
 
+def test_the_profile_of_a_machine_with_gpus(project):
+    text = project.run("snakemake", "--profile", "profiles/gpus", "-n", "figures/fig2.pdf")
+    assert jobs(text)["train"] == 160
+    assert text.count("gpu=1") == 160
+    assert "results/workstation/" in text
+
+
 def test_planning_needs_no_torch(project):
     blocked = "import sys; sys.modules.update(torch=None, torchvision=None, sklearn=None, mnist1d=None)\n"
     code = blocked + "from nme import config, grid; p = config.load_project({'scale': 'laptop'})\n"

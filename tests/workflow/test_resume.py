@@ -97,6 +97,21 @@ def test_killed_then_run_again(prepared, uninterrupted, how):
     assert {p.name for p in (prepared.folder / output).parent.iterdir()} == {"metrics.parquet", "snapshots"}
 
 
+def test_the_same_job_started_twice_is_done_once(prepared, uninterrupted):
+    """As by a driver that was killed, whose jobs go on, and its successor."""
+    output = "twice/metrics.parquet"
+    options = {"cwd": prepared.folder, "env": prepared.environment(), "text": True, "stderr": subprocess.PIPE}
+    jobs = [subprocess.Popen(command(prepared, spec(prepared), output), **options) for _ in range(2)]
+    texts = [job.communicate(timeout=120)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], texts
+    trained, waited = sorted(texts, key=lambda text: "waiting for it" in text)
+    assert "waiting for it" not in trained
+    assert "the other process has made it" in waited
+    assert "epoch" not in waited
+    pd.testing.assert_frame_equal(metrics(prepared, output), uninterrupted, check_exact=True)
+    assert {p.name for p in (prepared.folder / output).parent.iterdir()} == {"metrics.parquet", "snapshots"}
+
+
 def test_other_settings_do_not_continue(prepared, uninterrupted):
     output = "other/metrics.parquet"
     kill_half_way(prepared, spec(prepared, learning_rate=0.01), output, signal.SIGTERM)

@@ -9,6 +9,7 @@ from nme.config import load_project
 from nme.environment import export
 from nme.errors import NmeError
 from nme.image import check_image
+from nme.slurm import check_earlier_jobs
 
 try:
     PROJECT = load_project(config, "config")
@@ -34,9 +35,9 @@ wildcard_constraints:
     figure="|".join(PROJECT.figures),
 
 
-def require_image(path):
+def require(check, *arguments):
     try:
-        check_image(path)
+        check(*arguments)
     except NmeError as error:
         raise WorkflowError(str(error)) from None
 

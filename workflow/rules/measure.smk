@@ -10,6 +10,8 @@ rule measure:
         "results/{scale}/measure/{recipe}/{activation}/{method}/{strength}/seed={seeds}/measured.parquet",
     log:
         "logs/{scale}/measure/{recipe}/{activation}/{method}/{strength}/seed={seeds}.log",
+    benchmark:
+        "logs/{scale}/measure/{recipe}/{activation}/{method}/{strength}/seed={seeds}.benchmark.tsv"
     threads: lambda wildcards: recipe_of(wildcards).threads
     resources:
         mem_mb=lambda wildcards, attempt: recipe_of(wildcards).memory_mb * attempt,
