@@ -7,6 +7,7 @@ of the process before the work count. What a tool cannot do is left empty. Needs
 """
 
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -105,7 +106,7 @@ def work(tool: str, task: str, count: int, model, loss, x, y):
         if task not in ("trace", "lanczos"):
             raise UnableError
         computation = hessian(model, loss, data=(x, y), cuda=False)  # tol: never stop early
-        found = computation.trace(count, tol=-1) if task == "trace" else computation.density(count, 1)
+        found = computation.trace(count, tol=-math.inf) if task == "trace" else computation.density(count, 1)
         model.zero_grad(set_to_none=True)
         return found
 

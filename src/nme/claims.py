@@ -6,15 +6,17 @@ so a contrast is taken within a seed, averaged over the recipes of the figure, a
 seeds (n − 1 degrees of freedom, 95 %). A member that diverged counts with the accuracy of guessing. A contrast may be
 of traces at the end of the training instead, in percent of a reference; a diverged member has none and is left out.
 
-The rule, δ being the smallest effect of interest (``smallest_effect``, in points). A contrast is expected to be
+The rule, δ being the smallest effect of interest (``smallest_effect``, in points). What a contrast is expected to be,
+the hypothesis whose rejection speaks for the claim, and the one whose rejection speaks against it, by t-tests:
 
-    positive      the effect is above 0        tested: effect ≤ 0, one-sided t; and the estimate is at least δ
-    similar       |effect| is below δ          tested: |effect| ≥ δ, the larger p of two one-sided t-tests
-    not negative  the effect is above −δ       tested: effect ≤ −δ, one-sided t
+    positive      for: effect ≤ 0, and the estimate is at least δ     against: effect ≥ δ
+    similar       for: |effect| ≥ δ                                   against: |effect| ≤ δ
+    different     for: effect = 0, and the estimate is at least ±δ    against: |effect| ≥ δ
+    not negative  for: effect ≤ −δ                                    against: effect ≥ −δ
 
-A claim is *supported* if all its contrasts are as expected at 5 %, where its p is the largest of theirs, corrected for
-the number of claims by Holm's method. It is *not supported* if the 95 % interval of any of its contrasts excludes what
-is expected: it lies below δ (positive), beyond ±δ (similar) or below −δ (not negative). Otherwise it is *inconclusive*.
+A claim is *supported* if all its contrasts are as expected: its p is the largest of theirs. It is *not supported* if
+the data speak against any of them: its p is the least of theirs times their number. Both are at 5 %, corrected for the
+number of claims by Holm's method. Otherwise it is *inconclusive*.
 """
 
 import time
@@ -90,17 +92,17 @@ def judge(values: np.ndarray, expect: str, smallest: float) -> dict:
 
     Args:
         values: the contrast of each seed.
-        expect: positive, similar or not negative.
+        expect: positive, similar, different or not negative.
         smallest: δ.
 
     Returns:
-        effect, low, high, p, and whether the interval excludes what is expected; with fewer than two seeds there is no
-        interval, and p is 1.
+        effect, low, high, and the p values for and against what is expected; with fewer than two seeds there is no
+        interval, and both are 1.
     """
     n = len(values)
     effect = float(np.mean(values)) if n else np.nan
     if n < 2:
-        return {"effect": effect, "low": np.nan, "high": np.nan, "p": 1.0, "excluded": False}
+        return {"effect": effect, "low": np.nan, "high": np.nan, "p": 1.0, "p_against": 1.0}
     error = float(np.std(values, ddof=1)) / np.sqrt(n)
     half = t.ppf(1 - LEVEL / 2, n - 1) * error
     low, high = effect - half, effect + half
@@ -113,13 +115,17 @@ def judge(values: np.ndarray, expect: str, smallest: float) -> dict:
         """The p value of 'effect ≥ bound'."""
         return float(t.cdf((effect - bound) / error, n - 1)) if error > 0 else float(effect >= bound)
 
+    inside = max(above(-smallest), below(smallest))
+    beyond = min(1.0, 2 * min(above(smallest), below(-smallest)))
     if expect == "positive":
-        p, excluded = above(0) if effect >= smallest else 1.0, high < smallest
+        p, against = above(0) if effect >= smallest else 1.0, below(smallest)
     elif expect == "similar":
-        p, excluded = max(above(-smallest), below(smallest)), low > smallest or high < -smallest
+        p, against = inside, beyond
+    elif expect == "different":
+        p, against = min(1.0, 2 * min(above(0), below(0))) if abs(effect) >= smallest else 1.0, inside
     else:
-        p, excluded = above(-smallest), high < -smallest
-    return {"effect": effect, "low": low, "high": high, "p": p, "excluded": bool(excluded)}
+        p, against = above(-smallest), below(-smallest)
+    return {"effect": effect, "low": low, "high": high, "p": p, "p_against": against}
 
 
 def holm(p: list[float]) -> list[float]:
@@ -137,13 +143,14 @@ def holm(p: list[float]) -> list[float]:
 
 
 def decide(spec: dict, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a contrast: claim, says, figure, contrast, expect, effect, low, high, by_panel, p, p_holm, verdict.
+    """One row a contrast: claim, says, figure, contrast, expect, effect, low, high, by_panel, p, p_against, p_holm,
+    p_against_holm, verdict.
 
     Args:
         spec: ``grid.claims_spec``.
         tables: by path.
 
-    ``p_holm`` and ``verdict`` are the claim's, the same in all its rows.
+    The corrected p values and the verdict are the claim's, the same in all its rows.
     """
     claims = []
     for claim in spec["claims"]:
@@ -157,11 +164,11 @@ def decide(spec: dict, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
             rows[-1] |= {"by_panel": by_panel, "seeds": len(within)}
         claims.append(rows)
     corrected = holm([max(row["p"] for row in rows) for rows in claims])
-    for rows, p in zip(claims, corrected, strict=True):
-        excluded = [row.pop("excluded") for row in rows]
-        verdict = "supported" if p <= LEVEL else "not supported" if any(excluded) else "inconclusive"
+    against = holm([min(1.0, len(rows) * min(row["p_against"] for row in rows)) for rows in claims])
+    for rows, p, q in zip(claims, corrected, against, strict=True):
+        verdict = "supported" if p <= LEVEL else "not supported" if q <= LEVEL else "inconclusive"
         for row in rows:
-            row |= {"p_holm": p, "verdict": verdict}
+            row |= {"p_holm": p, "p_against_holm": q, "verdict": verdict}
     return pd.DataFrame([row for rows in claims for row in rows])
 
 
@@ -180,7 +187,7 @@ def written(rows: pd.DataFrame) -> pd.DataFrame:
                 "claim": first["says"],
                 "figure": first["figure"],
                 "effect in accuracy points [95 % interval]": "<br>".join(lines),
-                "p (Holm)": f"{first['p_holm']:.2g}",
+                "p for, against (Holm)": f"{first['p_holm']:.2g}, {first['p_against_holm']:.2g}",
                 "verdict": first["verdict"],
             }
         )
@@ -204,10 +211,14 @@ def write_claims(spec: dict, output: Path) -> None:
     table = written(rows)
     counts = rows.groupby("claim")["verdict"].first().value_counts()
     summary = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+    seeds = int(rows["seeds"].max())
     rule = (
-        f"Scale {spec['scale']}, {rows['seeds'].max()} paired seeds, {summary}. Smallest effect of interest "
+        f"Scale {spec['scale']}, {seeds} paired seeds, {summary}. Smallest effect of interest "
         f"{spec['smallest_effect']:g} points; the rule stands at the head of src/nme/claims.py."
     )
+    if seeds > 1:
+        needed = t.ppf(1 - LEVEL / len(spec["claims"]), seeds - 1)
+        rule += f" With so many seeds and claims the first verdict takes a distance of {needed:.1f} standard errors."
     with atomic(output.with_suffix(".md")) as path:
         path.write_text(f"# Claims\n\n{rule}\n\n{_markdown(table)}", encoding="utf-8")
     with atomic(output.with_suffix(".html")) as path:

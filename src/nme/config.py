@@ -303,7 +303,9 @@ class Contrast(Closed):
     trace: Trace | None = Field(None, description="Instead of accuracies: traces, of a figure that measures them.")
     plus: list[str] = Field([], description="Terms that are added.")
     minus: list[str] = Field([], description="Terms that are subtracted.")
-    expect: Literal["positive", "similar", "not negative"] = Field(description="What the claim says of it.")
+    expect: Literal["positive", "similar", "different", "not negative"] = Field(
+        description="What the claim says of it."
+    )
 
     @model_validator(mode="after")
     def _some_term(self) -> "Contrast":
@@ -521,6 +523,13 @@ def _check_names(figure: Figure, scale: Scale, path: str, name: str) -> None:
             if figure.curves.x not in ACTIVATIONS[activation].parameters:
                 known = unknown(f"parameter of '{activation}'", figure.curves.x, ACTIVATIONS[activation].parameters)
                 raise NmeError(f"{path}: curves.x: {known}")
+        for method, axis in grid.method.items():
+            positive = [value for value in scale.axes[axis] if float(value) > 0]
+            if len(positive) > 1:
+                raise NmeError(
+                    f"{file}: axes.{axis} has {len(positive)} strengths of '{method}', but '{Path(path).stem}' has"
+                    f" '{figure.curves.x}' on its x axis (allowed: one, and 0)"
+                )
 
 
 def _check_value(registry: Registry, text: str, where: str) -> None:

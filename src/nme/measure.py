@@ -85,7 +85,8 @@ def traces(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterato
 def squared_norms(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
     """‖Hu‖², ‖Gu‖² and ‖Nu‖² of each probe: samples of the squared Frobenius norms; per layer ‖N_ll u‖² of its block.
 
-    The diagonal blocks N_ll hold all that comes from second derivatives of activations (paper.md §1).
+    The diagonal blocks N_ll come from second derivatives of activations alone (paper.md §1); with two hidden layers or
+    more these act between layers, too.
     """
     from nme.curvature import frobenius_norms, layers, nme_block_norms
 

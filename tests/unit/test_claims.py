@@ -17,7 +17,7 @@ from nme.claims import decide, effects, holm, judge, write_claims, written
 from nme.errors import NmeError
 
 DELTA = 1.0
-EXPECTATIONS = ("positive", "similar", "not negative")
+EXPECTATIONS = ("positive", "similar", "not negative", "different")
 
 points = st.floats(-20, 20, allow_subnormal=False)
 samples = st.lists(points, min_size=2, max_size=8).filter(lambda values: np.std(values) > 1e-3)
@@ -46,39 +46,49 @@ def test_estimate_and_interval_are_those_of_a_t_test(expect, values, delta):
 
 @given(values=samples, delta=st.floats(0.1, 5))
 def test_positive_is_a_one_sided_test_and_an_effect_that_is_large_enough(values, delta):
-    found, interval = judge(np.array(values), "positive", delta), ttest_1samp(values, 0).confidence_interval(0.95)
+    found = judge(np.array(values), "positive", delta)
     assume(abs(np.mean(values) - delta) > 1e-9)
     assert found["p"] == pytest.approx(p_above(values, 0) if np.mean(values) > delta else 1, abs=1e-9)
-    assert found["excluded"] == (interval.high < delta)
+    assert found["p_against"] == pytest.approx(p_below(values, delta), abs=1e-9)
 
 
 @given(values=samples, delta=st.floats(0.1, 5))
 def test_similar_is_two_one_sided_tests(values, delta):
-    """TOST: both 'at most −δ' and 'at least δ' have to be refuted."""
-    found, interval = judge(np.array(values), "similar", delta), ttest_1samp(values, 0).confidence_interval(0.95)
+    """TOST: both 'at most −δ' and 'at least δ' have to be refuted; against it, either of the opposites."""
+    found = judge(np.array(values), "similar", delta)
     assert found["p"] == pytest.approx(max(p_above(values, -delta), p_below(values, delta)), abs=1e-9)
-    assert found["excluded"] == (interval.low > delta or interval.high < -delta)
+    beyond = 2 * min(p_above(values, delta), p_below(values, -delta))
+    assert found["p_against"] == pytest.approx(min(1, beyond), abs=1e-9)
+
+
+@given(values=samples, delta=st.floats(0.1, 5))
+def test_different_is_a_two_sided_test_and_an_effect_that_is_large_enough(values, delta):
+    found = judge(np.array(values), "different", delta)
+    assume(abs(abs(np.mean(values)) - delta) > 1e-9)
+    large = abs(np.mean(values)) > delta
+    assert found["p"] == pytest.approx(ttest_1samp(values, 0).pvalue if large else 1, abs=1e-9)
+    assert found["p_against"] == judge(np.array(values), "similar", delta)["p"]
 
 
 @given(values=samples, delta=st.floats(0.1, 5))
 def test_not_negative_is_a_test_of_non_inferiority(values, delta):
-    found, interval = judge(np.array(values), "not negative", delta), ttest_1samp(values, 0).confidence_interval(0.95)
+    found = judge(np.array(values), "not negative", delta)
     assert found["p"] == pytest.approx(p_above(values, -delta), abs=1e-9)
-    assert found["excluded"] == (interval.high < -delta)
+    assert found["p_against"] == pytest.approx(p_below(values, -delta), abs=1e-9)
 
 
 @given(values=samples, expect=st.sampled_from(EXPECTATIONS), delta=st.floats(0.1, 5))
-def test_what_is_significant_is_not_excluded(values, expect, delta):
+def test_nothing_speaks_for_and_against(values, expect, delta):
     found = judge(np.array(values), expect, delta)
-    assert not (found["p"] <= 0.05 and found["excluded"])
+    assert not (found["p"] <= 0.05 and found["p_against"] <= 0.05)
 
 
 def test_an_interval_by_hand():
     """1, 2, 3: mean 2, deviation 1, t(0.975, 2) = 4.302653, t = 2√3 with 2 degrees: p = 0.037092 one-sided."""
     found = judge(np.array([1.0, 2.0, 3.0]), "positive", DELTA)
-    assert found == pytest.approx(
-        {"effect": 2, "low": 2 - 2.484138, "high": 2 + 2.484138, "p": 0.037092, "excluded": False}, abs=1e-5
-    )
+    # Against: t = √3 with 2 degrees, p(T < √3) = 1/2 + √3/(2√5) = 0.887298.
+    expected = {"effect": 2, "low": 2 - 2.484138, "high": 2 + 2.484138, "p": 0.037092, "p_against": 0.887298}
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("expect", EXPECTATIONS)
@@ -87,29 +97,31 @@ def test_fewer_than_two_seeds_decide_nothing(expect, values):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = judge(np.array(values), expect, DELTA)
-    assert (found["p"], found["excluded"]) == (1, False)
+    assert (found["p"], found["p_against"]) == (1, 1)
     assert np.isnan([found["low"], found["high"]]).all()
     assert found["effect"] == values[0] if values else np.isnan(found["effect"])
 
 
 @pytest.mark.parametrize(
-    ("expect", "value", "p", "excluded"),
+    ("expect", "value", "p", "against"),
     [
-        ("positive", 2, 0, False),
-        ("positive", 0.5, 1, True),
-        ("positive", 0, 1, True),
-        ("similar", 0, 0, False),
-        ("similar", 2, 1, True),
-        ("similar", -2, 1, True),
-        ("not negative", 0, 0, False),
-        ("not negative", -2, 1, True),
+        ("positive", 2, 0, 1),
+        ("positive", 0.5, 1, 0),
+        ("positive", 0, 1, 0),
+        ("similar", 0, 0, 1),
+        ("similar", 2, 1, 0),
+        ("similar", -2, 1, 0),
+        ("different", 0, 1, 0),
+        ("different", -2, 0, 1),
+        ("not negative", 0, 0, 1),
+        ("not negative", -2, 1, 0),
     ],
 )
-def test_seeds_without_any_spread(expect, value, p, excluded):
+def test_seeds_without_any_spread(expect, value, p, against):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = judge(np.full(5, float(value)), expect, DELTA)
-    assert found == {"effect": value, "low": value, "high": value, "p": p, "excluded": excluded}
+    assert found == {"effect": value, "low": value, "high": value, "p": p, "p_against": against}
 
 
 # --------------------------------------------------------------------- Holm
@@ -279,20 +291,20 @@ def verdict_of(differences: list[float], expect: str) -> str:
     ("differences", "verdicts"),
     [
         # Clearly above δ; clearly below −δ; about 0 without doubt; about 0, but who knows.
-        ([4.9, 5.0, 5.1, 5.2], ("supported", "not supported", "supported")),
-        ([-4.9, -5.0, -5.1, -5.2], ("not supported", "not supported", "not supported")),
-        ([-0.1, 0.0, 0.1, 0.05], ("not supported", "supported", "supported")),
-        ([-9, 8, -6, 7], ("inconclusive", "inconclusive", "inconclusive")),
+        ([4.9, 5.0, 5.1, 5.2], ("supported", "not supported", "supported", "supported")),
+        ([-4.9, -5.0, -5.1, -5.2], ("not supported", "not supported", "not supported", "supported")),
+        ([-0.1, 0.0, 0.1, 0.05], ("not supported", "supported", "supported", "not supported")),
+        ([-9, 8, -6, 7], ("inconclusive", "inconclusive", "inconclusive", "inconclusive")),
         # Above 0 without doubt, and of no interest.
-        ([0.48, 0.5, 0.52, 0.5], ("not supported", "supported", "supported")),
+        ([0.48, 0.5, 0.52, 0.5], ("not supported", "supported", "supported", "not supported")),
         # About δ itself: above 0, yet not surely of interest, nor surely not.
-        ([0.9, 1.3, 0.8, 1.2], ("supported", "inconclusive", "supported")),
+        ([0.9, 1.3, 0.8, 1.2], ("supported", "inconclusive", "supported", "supported")),
         # Significantly below 0, which is not yet below −δ.
-        ([-0.4, -1.0, -0.2, -1.2], ("not supported", "inconclusive", "inconclusive")),
+        ([-0.4, -1.0, -0.2, -1.2], ("not supported", "inconclusive", "inconclusive", "inconclusive")),
     ],
     ids=str,
 )
-def test_the_three_verdicts_of_the_three_expectations(differences, verdicts):
+def test_the_three_verdicts_of_every_expectation(differences, verdicts):
     assert tuple(verdict_of(differences, expect) for expect in EXPECTATIONS) == verdicts
 
 
@@ -348,6 +360,15 @@ def test_a_claim_needs_all_its_contrasts():
     assert verdict("good", "good") == "supported"
     assert verdict("good", "unclear") == "inconclusive"
     assert verdict("good", "bad") == verdict("bad", "unclear") == "not supported"
+
+
+def test_both_verdicts_are_corrected_for_the_number_of_claims():
+    """Each claim alone would be refuted at 5 %; among twelve that say nothing, it is not."""
+    tables = {"t": differing([-0.2, 0.9, -0.6, 0.5])}
+    assert verdict_of([-0.2, 0.9, -0.6, 0.5], "positive") == "not supported"
+    rows = decide(spec_of(*(claim_of("positive", number=n) for n in range(12))), tables)
+    assert (rows["p_against"] < 0.05).all()
+    assert set(rows["verdict"]) == {"inconclusive"}
 
 
 def test_verdicts_are_corrected_for_the_number_of_claims():

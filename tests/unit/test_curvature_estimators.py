@@ -195,6 +195,29 @@ class TestTraces:
         assert not torch.isin(first, second).any()
 
 
+class TestRandomNetworks:
+    @settings(max_examples=8, deadline=None, derandomize=True)
+    @given(
+        seed=st.integers(0, 2**32),
+        probe_seed=st.integers(0, 2**32),
+        network=st.sampled_from(["mlp", "cnn-2d"]),
+        loss=st.sampled_from(list(LOSSES)),
+        symbol=st.sampled_from(list(OPERATORS)),
+    )
+    def test_every_estimate_is_within_its_error(self, seed, probe_seed, network, loss, symbol):
+        model, batches = example(network, GELU, loss, sizes=(4,), seed=seed)
+        operator = OPERATORS[symbol](Curvature(model, LOSSES[loss], batches))
+        matrix = Dense(model, batches, loss).matrices[symbol]
+        assert_within(frobenius_norm(operator, 200, generator(probe_seed)), matrix.norm().item(), 4.5)
+        spectrum = torch.linalg.eigvalsh(matrix)
+        found = extreme_eigenpairs(operator, 1, 1, generator(probe_seed), 12)
+        assert ((spectrum[:, None] - found.values).abs().amin(0) <= found.residuals + 1e-12).all()
+        density = spectral_density(operator, 100, 6, generator(probe_seed))
+        for power in (1, 2):
+            exact = spectrum.pow(power).mean().item()
+            assert_within(density.moment(power), exact, 4.5)
+
+
 class TestHutchPlusPlus:
     def test_is_exact_up_to_the_rank_that_it_resolves(self):
         values = torch.zeros(40)

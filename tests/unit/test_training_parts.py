@@ -365,8 +365,8 @@ class TestMember:
         assert finished == [False] * 8 + [True]
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
-    def test_ends_without_numbers_where_it_diverges(self, bad):
-        member = Member(cell(), 0)
+    def test_ends_without_numbers_where_it_diverges(self, bad, method):
+        member = Member(cell(method=method), 0)
         with torch.no_grad():
             next(member.model.parameters()).fill_(bad)
         row = steps(member, 3)[-1]

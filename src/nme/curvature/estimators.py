@@ -307,7 +307,8 @@ def nme_block_norms(
     """‖N_ll‖_F of the diagonal block of each layer.
 
     In a network whose output is linear in the parameters of any one layer but for activations (no batch norm), the
-    diagonal blocks of N are exactly the part of N that comes from second derivatives of activations (paper.md §1).
+    diagonal blocks of N consist of terms with second derivatives of activations only (paper.md §1). They are not all of
+    them: the second derivative in a later layer also couples the layers before it.
     Cost: 6 F a layer and probe.
 
     Args:

@@ -8,7 +8,7 @@ own, w = Jᵀr/B is ∇_θ⟨r, f(θ)⟩/B. One backward pass through w's graph 
     Hv = Gv + Nv
 
 so H = G + N holds to the last bit. Counted in forward passes F of a network of convolutions: 3 F for w, once for all
-vectors, then 6 F a vector for N, 2 + 2 F for G, 8 F for the three together; H alone is 6 F a vector, with r attached.
+vectors, then 6 F a vector for N, 4 + 2 F for G, 8 F for the three together; H alone is 6 F a vector, with r attached.
 """
 
 from collections.abc import Iterable, Iterator
@@ -298,7 +298,7 @@ class Hessian(_Operator):
 
 
 class GaussNewton(_Operator):
-    """G = (1/B) Σ Jᵀ(∇²_z ℓ)J. Arguments as ``Curvature``, or a ``Curvature``. Cost: 3 F a batch, then 4 F a vector."""
+    """G = (1/B) Σ Jᵀ(∇²_z ℓ)J. Arguments as ``Curvature``, or a ``Curvature``. Cost: 3 F a batch, then 6 F a vector."""
 
     symbol = "G"
 
