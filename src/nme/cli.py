@@ -170,6 +170,7 @@ def plot(
 @app.command()
 def status(
     scale: Annotated[str | None, typer.Option(help="Instead of the configured one.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda, instead of the configured one.")] = None,
     config: Annotated[Path, typer.Option(help="The user's page.")] = Path("config/config.yaml"),
 ) -> None:
     """Show, for each figure, how many of its jobs are done, running or have failed, and the time that is left."""
@@ -182,7 +183,7 @@ def status(
     states = ("done", "running", "failed")
     table = Table("figure", *states, "wanted", "hours left", "drawn", title=f"scale {project.config.scale}")
     table.caption = "hours: estimated, as many jobs at a time as are running now; failed ones continue when run again"
-    rows = status(project)
+    rows = status(project, _planned_device(project, device))
     for row in rows:
         cells = (*map(row.count, states), row.wanted, f"{row.hours_left:.2f}", "yes" if row.drawn else "no")
         table.add_row(row.figure, *map(str, cells), end_section=row is rows[-2])
@@ -202,13 +203,10 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from nme.errors import unknown
-    from nme.plan import SPEED, plan
+    from nme.plan import plan
 
     project = _project(config, scale)
-    chosen = device or ("cpu" if project.config.device == "cpu" else "cuda")
-    if chosen not in SPEED:
-        raise NmeError(unknown("device", chosen, SPEED))
+    chosen = _planned_device(project, device)
     found = plan(project, chosen)
     if as_json:
         print(json.dumps({"scale": project.config.scale, "device": chosen, **{n: asdict(c) for n, c in found.items()}}))
@@ -222,6 +220,16 @@ def plan(
         cells = (cost.jobs, cost.members, f"{cost.steps:,}", size, cost.memory_mb, f"{cost.disk_mb:.1f}")
         table.add_row(name, *map(str, cells), end_section=name == list(found)[-2])
     Console().print(table)
+
+
+def _planned_device(project: "Project", device: str | None) -> str:
+    from nme.errors import unknown
+    from nme.plan import SPEED
+
+    chosen = device or ("cpu" if project.config.device == "cpu" else "cuda")
+    if chosen not in SPEED:
+        raise NmeError(unknown("device", chosen, SPEED))
+    return chosen
 
 
 def _project(config: Path, scale: str | None) -> "Project":

@@ -9,7 +9,7 @@ from typing import IO
 import torch
 
 from nme.errors import NmeError
-from nme.locks import take_lock
+from nme.locks import Lock, take_lock
 
 _places: list[IO] = []  # of this process on its GPU, until it ends
 
@@ -55,7 +55,7 @@ def take_place(identifiers: list[str], folder: Path) -> int:
     while True:
         for index, identifier in enumerate(identifiers):
             file = (folder / f"nme-{os.getuid()}-{identifier}-{place}.lock").open("a")
-            if take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB) is not Lock.TAKEN:
                 _places.append(file)
                 return index
             file.close()

@@ -24,15 +24,16 @@ def export(config: Config) -> None:
     """
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     os.environ["NME_DEVICE"] = config.device
-    if config.data_dir:
-        os.environ["NME_DATA_DIR"] = str(Path(config.data_dir).expanduser().absolute())
-    elif not Path(os.environ.get("NME_DATA_DIR") or ".").expanduser().is_dir():
-        raise NmeError(f"NME_DATA_DIR is '{os.environ['NME_DATA_DIR']}', which is not a folder (give one, or unset it)")
     given = os.environ.get("NME_DATA_DIR")
-    folders = [Path(given).expanduser()] if given else []
-    folders += [Path(name).resolve() for name in LINKABLE if Path(name).is_symlink()]
-    for folder in folders:
+    if not config.data_dir and given and not Path(given).expanduser().is_dir():
+        raise NmeError(f"NME_DATA_DIR is '{given}', which is not a folder (give one, or unset it)")
+    if config.data_dir or given:
+        folder = Path(config.data_dir or given).expanduser().resolve()  # inside the image links lead elsewhere
+        os.environ["NME_DATA_DIR"] = str(folder)
         _bind(folder)
+    for link in (Path(name) for name in LINKABLE):
+        if link.is_symlink():
+            _bind(Path(os.path.abspath(link.readlink())))  # under the name that the link has for it
 
 
 def _bind(folder: Path) -> None:

@@ -1,43 +1,61 @@
-"""The container image: whether it is there and of this version, before anything is submitted."""
+"""The container image: whether it is there, whole and of this code, before anything is submitted."""
 
+import hashlib
 from pathlib import Path
 
-from nme import __version__
+import nme
 from nme.errors import NmeError
 
-LABEL = "nme.version"
+VERSION_LABEL, CODE_LABEL = "nme.version", "nme.code"  # written by containers/nme.def
 HOW = "build it with `make image`, or elsewhere and copy it, see README; or run without containers"
 
 
-def check_image(image: Path) -> None:
-    """Raise unless jobs can run in the image.
+def code_hash() -> str:
+    """Identifies the code of this package: SHA-256 of its modules, by their names."""
+    folder, found = Path(nme.__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return found.hexdigest()
 
-    Its label is read with Apptainer, by way of spython. Where Apptainer is not installed, as on some login nodes, only
-    the file's presence is checked.
+
+def check_image(image: Path) -> None:
+    """Raise unless jobs can run in the image, with the code that is here.
+
+    Snakemake does not see that the code in an image is older than that in ``src``: results of the one would be taken
+    for results of the other. Labels are read with Apptainer, by way of spython, and a command is run inside, which a
+    file that was cut while it was copied does not survive.
 
     Raises:
-        NmeError: there is no such file, it is no image, or it is of another version of nme.
+        NmeError: there is no such file, it is no whole image, or it is of another version or code of nme.
     """
     if not image.is_file():
         raise NmeError(f"{image}: the container image is missing ({HOW})")
     labels = _labels(image)
-    if labels is not None and labels.get(LABEL) != __version__:
-        found = labels.get(LABEL, "without a version")
-        raise NmeError(f"{image}: the container image is of nme {found}, this is nme {__version__} ({HOW})")
+    if labels.get(VERSION_LABEL) != nme.__version__:
+        found = labels.get(VERSION_LABEL, "without a version")
+        raise NmeError(f"{image}: the container image is of nme {found}, this is nme {nme.__version__} ({HOW})")
+    if labels.get(CODE_LABEL) != code_hash():
+        raise NmeError(f"{image}: the container image was built from other code than src/nme has now ({HOW})")
+    if not _runs(image):
+        raise NmeError(f"{image}: the container image is damaged, `nme --version` fails in it ({HOW})")
 
 
-def _labels(image: Path) -> dict[str, str] | None:
-    """The image's labels; None where there is no Apptainer to read them."""
-    from shutil import which
-
-    if not (which("apptainer") or which("singularity")):
-        return None
+def _client():
     try:
         from spython.main import get_client
     except ImportError:
         raise NmeError("spython is not installed; it reads the image (pip install --editable '.[slurm]')") from None
-    found = get_client(quiet=True).inspect(str(image))
-    if not isinstance(found, dict) or ("data" in found and "attributes" not in found["data"]):
+    return get_client(quiet=True)
+
+
+def _labels(image: Path) -> dict[str, str]:
+    found = _client().inspect(str(image))
+    found = found.get("data", found) if isinstance(found, dict) else {}
+    if "attributes" not in found:
         raise NmeError(f"{image}: not a container image that Apptainer can read ({HOW})")
-    attributes = found.get("data", found).get("attributes", found)
-    return attributes.get("labels") or {}
+    return found["attributes"].get("labels") or {}
+
+
+def _runs(image: Path) -> bool:
+    done = _client().execute(str(image), ["nme", "--version"], return_result=True)
+    return isinstance(done, dict) and done["return_code"] == 0

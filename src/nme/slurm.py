@@ -16,14 +16,15 @@ def check_earlier_jobs(folder: Path) -> None:
     A run that was killed cannot cancel its jobs. Snakemake does not know them again, and would submit each once more.
 
     Raises:
-        NmeError: it says which, and how to go on.
+        NmeError: it says which, and how to go on; or squeue fails.
     """
-    command = ["squeue", "--me", "--noheader", "--format=%i|%j|%Z"]
     try:
-        queue = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
+        queue = subprocess.run(["squeue", "--noheader", "--format=%i|%j|%Z"], capture_output=True, text=True)
+    except FileNotFoundError:
         return  # the executor says it better
-    jobs = [line.split("|", 2) for line in queue.splitlines()]
+    if queue.returncode:
+        raise NmeError(f"squeue fails, so jobs of an earlier run cannot be seen: {queue.stderr.strip()} (try again)")
+    jobs = [line.split("|", 2) for line in queue.stdout.splitlines()]
     ours = [number for number, name, where in jobs if NAME_OF_RUN.fullmatch(name) and Path(where) == folder]
     if ours:
         raise NmeError(

@@ -9,6 +9,7 @@ from nme.config import Project
 from nme.errors import NmeError
 from nme.locks import at_work, lock_of
 from nme.plan import Estimate, claimed_figures
+from nme.provenance import spec_hash
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class Job:
     """One training or measurement.
 
     Attributes:
-        state: ``done``; ``running``: a process holds its lock; ``failed``: it ended without a result, and continues
-            when Snakemake starts it again; ``waiting``.
+        state: ``done``: its result is there, of the settings that it has now; ``running``: a process holds its lock;
+            ``failed``: it wrote into its log and ended without a result; ``waiting``.
         seconds: the estimate.
         measured: seconds that it took, if it is done.
     """
@@ -51,12 +52,12 @@ class Progress:
         return sum(job.state == state for job in self.jobs.values())
 
 
-def status(project: Project, root: Path = Path()) -> list[Progress]:
+def status(project: Project, device: str, root: Path = Path()) -> list[Progress]:
     """Progress of every figure at the project's scale, and of ``all``, from the files below ``root``.
 
-    What is left is what ``nme plan`` estimates, scaled by what the finished jobs took.
+    What is left is what ``nme plan`` estimates for the device, scaled by what the finished jobs took.
     """
-    estimate = Estimate(project, "cpu" if project.config.device == "cpu" else "cuda")
+    estimate = Estimate(project, device)
     figures = {name: _jobs(project, name, estimate, root) for name in project.figures}
     everything = {path: job for jobs in figures.values() for path, job in jobs.items()}
     done = [job for job in everything.values() if job.state == "done" and job.seconds]
@@ -79,28 +80,35 @@ def _jobs(project: Project, name: str, estimate: Estimate, root: Path) -> dict[s
     if figure.claims:
         read = [_jobs(project, n, estimate, root) for n in claimed_figures(figure)]
         return {path: job for jobs in read for path, job in jobs.items()}
-    if not figure.grid:
-        return {path: _job(root, path, 0.0) for path in grid.sources(project, name)}
+    if figure.landscape:
+        (path,) = grid.sources(project, name)
+        return {path: _job(root, path, grid.landscape_spec(figure), 0.0)}
     found = {}
-    for job in grid.training_jobs(figure, project.scale):
-        path = grid.metrics_path(scale, *job)
-        found[path] = _job(root, path, estimate.training(*job))
+    for cell, seeds in grid.training_jobs(figure, project.scale):
+        kept = estimate.kept.get(cell, {})
+        path, recipe = grid.metrics_path(scale, cell, seeds), project.scale.recipes[cell.recipe]
+        spec = grid.train_spec(recipe, cell, seeds, grid.snapshots(kept))
+        found[path] = _job(root, path, spec, estimate.training(cell, seeds))
         if figure.measure:
-            path = grid.measured_path(scale, *job)
-            found[path] = _job(root, path, estimate.measuring(*job))
+            path, spec = grid.measured_path(scale, cell, seeds), grid.measure_spec(project, cell, seeds, kept)
+            found[path] = _job(root, path, spec, estimate.measuring(cell, seeds))
     return found
 
 
-def _job(root: Path, path: str, seconds: float) -> Job:
+def _job(root: Path, path: str, spec: dict, seconds: float) -> Job:
     output = root / path
     if at_work(lock_of(output)):
         return Job("running", seconds)
+    folder = (root / "logs" / Path(path).relative_to("results")).parent
+    log = folder.with_name(f"{folder.name}.log")  # empty while the job starts
     try:
-        return Job("done", seconds, parquet.read_record(output)["seconds"])
+        record = parquet.read_record(output)
     except NmeError:  # missing, or damaged
-        folder = (root / "logs" / Path(path).relative_to("results")).parent
-        begun = output.exists() or folder.with_name(f"{folder.name}.log").exists()
+        begun = output.exists() or (log.exists() and log.stat().st_size)
         return Job("failed" if begun else "waiting", seconds)
+    if record["spec_sha256"] != spec_hash(spec):
+        return Job("waiting", seconds)
+    return Job("done", seconds, record["seconds"])
 
 
 def _scale_drawn(numbers: Path) -> str | None:

@@ -35,8 +35,13 @@ def test_an_ordinary_user_makes_a_figure_inside_the_image(clone_of_another_user)
     assert_made_inside(clone_of_another_user, "fig2")
 
 
-def test_a_missing_image_is_said_before_anything_is_submitted(clone_inside):
-    (clone_inside.folder / "containers" / IMAGE.name).unlink()
-    text = clone_inside.run("figures/fig2.pdf", ok=False)
-    assert "the container image is missing" in text
+def test_an_unusable_image_is_said_before_anything_is_submitted(clone_inside):
+    link = clone_inside.folder / "containers" / IMAGE.name
+    link.unlink()
+    assert "the container image is missing" in clone_inside.run("figures/fig2.pdf", ok=False)
+    link.write_bytes(b"no image")
+    assert "not a container image" in clone_inside.run("figures/fig2.pdf", ok=False)
+    with IMAGE.open("rb") as whole:
+        link.write_bytes(whole.read(50 << 20))  # a copy that was cut
+    assert "the container image is" in clone_inside.run("figures/fig2.pdf", ok=False)
     assert not clone_inside.history()

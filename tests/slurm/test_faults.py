@@ -50,6 +50,16 @@ def test_a_cancelled_job_is_continued(clone):
     assert_as_uninterrupted(clone)
 
 
+def test_a_cancelled_job_is_continued_inside_the_image(clone_inside):
+    epochs(clone_inside, 1500)
+    driver = clone_inside.start(TARGET)
+    wait_until(lambda: begun(clone_inside), 240, "training has begun")
+    slurm("scancel", *clone_inside.queue("RUNNING"))
+    clone_inside.finish(driver, 400)
+    assert "continuing from the resume checkpoint" in (clone_inside.folder / LOG).read_text()
+    assert sorted(clone_inside.states()) == ["CANCELLED", "COMPLETED", "COMPLETED"]
+
+
 def test_a_job_at_its_time_limit_is_continued_with_more_time(clone):
     epochs(clone, 4000, runtime_minutes=1)
     clone.edit("profiles/slurm/config.yaml", lambda profile: profile.update(retries=5))  # for slow machines
@@ -99,7 +109,7 @@ def test_the_third_attempt_has_enough_memory(clone):
     # Each attempt may use 600 MB more; what runs there needs about 1500 MB.
     epochs(clone, 3, memory_mb=600)
     hog = "import time; held = b'1' * (1100 << 20); time.sleep(6)"
-    clone.replace("workflow/rules/train.smk", '"nme train', f'"python -c \\"{hog}\\" && nme train')
+    clone.replace("workflow/rules/train.smk", '"exec nme train', f'"python -c \\"{hog}\\" && nme train')
     clone.finish(clone.start(TARGET), 300)
     jobs = clone.history("ReqMem")
     assert [job["ReqMem"].rstrip("c") for job in jobs[1:]] == ["600M", "1200M", "1800M"]

@@ -22,6 +22,7 @@ from nme.errors import NmeError
 from nme.locks import lock_of, one_at_a_time
 from nme.plan import SPEED
 from nme.prepare import prepare
+from nme.provenance import spec_hash
 from nme.status import status
 from nme.train import train
 
@@ -264,26 +265,37 @@ def test_train_takes_the_device_from_the_environment(run, monkeypatch):
 # ---------------------------------------------------- status, environment
 
 
-def result(path: Path, seconds: float = 1.0) -> None:
-    parquet.write(pa.table({"x": [1]}), path, {"seconds": seconds})
+def result(project, root: Path, path: str, seconds: float = 1.0) -> None:
+    """An empty result of the settings that the job has now."""
+    spec = {"landscape": grid.landscape_spec(project.figures["fig1"])}.get(path.split("/")[2])
+    if not spec:
+        cell = grid.Cell.from_path("/".join(path.split("/")[3:7]))
+        seeds = grid.parse_seeds(path.split("/")[7].removeprefix("seed="))
+        at = grid.snapshots(grid.measurements(project).get(cell, {}))
+        spec = grid.train_spec(project.scale.recipes[cell.recipe], cell, seeds, at)
+    parquet.write(pa.table({"x": [1]}), root / path, {"seconds": seconds, "spec_sha256": spec_hash(spec)})
 
 
 def test_status_counts_what_is_there(tmp_path):
     project = load_project({"scale": "tiny"}, ROOT / "config")
     wanted = grid.sources(project, "fig2")
     for path in [*wanted[:3], "results/laptop/landscape/fig1.parquet"]:
-        result(tmp_path / path)
+        result(project, tmp_path, path)
+    parquet.write(pa.table({"x": [1]}), tmp_path / wanted[6], {"seconds": 1, "spec_sha256": "of other settings"})
     (tmp_path / wanted[3]).parent.mkdir(parents=True)
     (tmp_path / wanted[3]).touch()  # damaged
     log = tmp_path / "logs" / Path(wanted[4]).parent.relative_to("results").with_name("seed=0-1.log")
     log.parent.mkdir(parents=True)
-    log.touch()
+    log.write_text("nme: error")
+    starting = log.parents[1] / Path(wanted[7]).parts[6] / log.name
+    starting.parent.mkdir(parents=True, exist_ok=True)
+    starting.touch()
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures/fig1.csv").write_text("loss,scale\n1,tiny\n")
     (tmp_path / "figures/fig2.csv").write_text("rho,scale\n0,laptop\n")
     (tmp_path / "figures/fig3.csv").write_text("")
     with one_at_a_time(lock_of(tmp_path / wanted[5])):
-        rows = {row.figure: row for row in status(project, tmp_path)}
+        rows = {row.figure: row for row in status(project, "cpu", tmp_path)}
     assert set(rows) == {*project.figures, "all"}
     found = {name: ([row.count(s) for s in ("done", "running", "failed")], row.drawn) for name, row in rows.items()}
     assert found["fig1"] == ([0, 0, 0], True)
@@ -296,10 +308,10 @@ def test_status_counts_what_is_there(tmp_path):
 
 def test_the_time_left_is_scaled_by_what_jobs_took(tmp_path):
     project = load_project({"scale": "tiny"}, ROOT / "config")
-    (before,) = [row for row in status(project, tmp_path) if row.figure == "fig3"]
+    (before,) = [row for row in status(project, "cpu", tmp_path) if row.figure == "fig3"]
     path, job = next(iter(before.jobs.items()))
-    result(tmp_path / path, 5 * job.seconds)
-    (after,) = [row for row in status(project, tmp_path) if row.figure == "fig3"]
+    result(project, tmp_path, path, 5 * job.seconds)
+    (after,) = [row for row in status(project, "cpu", tmp_path) if row.figure == "fig3"]
     start = SPEED["cpu"].start
     left = sum(5 * j.seconds + start for p, j in before.jobs.items() if p != path)
     assert after.hours_left == pytest.approx(left / 3600)
@@ -308,7 +320,7 @@ def test_the_time_left_is_scaled_by_what_jobs_took(tmp_path):
 def test_status_command(run):
     shutil.copytree(ROOT / "config", "config")
     project = load_project({"scale": "tiny"}, "config")
-    result(Path(grid.sources(project, "fig1")[0]))
+    result(project, Path(), grid.sources(project, "fig1")[0])
     code, out, _ = run("status", "--scale", "tiny")
     assert code == 0
     assert "scale tiny" in out
@@ -330,13 +342,17 @@ def test_folders_outside_of_the_project_are_bound_into_the_image(monkeypatch, tm
     for key in ("NME_DEVICE", "NME_DATA_DIR", "PATH"):
         monkeypatch.setenv(key, "")
     monkeypatch.setenv("APPTAINER_BIND", "/given:/there")
-    images, disk, project = (tmp_path / name for name in ("images", "disk", "project"))
-    for folder in (images, disk, project, project / "own", project / "figures"):
+    images, real, project = (tmp_path / name for name in ("images", "real", "project"))
+    for folder in (images, real, real / "disk", project, project / "own", project / "figures"):
         folder.mkdir()
     monkeypatch.chdir(project)
+    (tmp_path / "scratch").symlink_to(real)
+    disk = tmp_path / "scratch" / "disk"  # the name that the link has for it, which it has inside, too
     Path("results").symlink_to(disk)
-    for _ in range(2):
-        export(Config(scale="tiny", data_dir=str(images)))
+    Path("linked").symlink_to(images)
+    for given in (str(images), "../images", "linked"):
+        export(Config(scale="tiny", data_dir=given))
+        assert os.environ["NME_DATA_DIR"] == str(images)
         assert os.environ["APPTAINER_BIND"] == f"/given:/there,{images},{disk}"
     for inside_or_missing in (project / "own", tmp_path / "gone"):
         monkeypatch.setenv("APPTAINER_BIND", "")

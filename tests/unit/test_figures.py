@@ -622,7 +622,7 @@ def test_the_footer_says_scale_seeds_and_divergence(drawn):
     for part in ("scale tiny", "over 3 seeds", "no seed diverged", "strength ρ"):
         assert part in footer(figure)
     figure, _ = drawn(trained(diverged=some))
-    assert "that many seeds diverged, of 3" in footer(figure)
+    assert "n of 3 seeds diverged" in footer(figure)
     figure, _ = drawn(trained(seeds=1), seeds=1)
     assert "over 1 seed " in footer(figure) + " "
 

@@ -1,6 +1,7 @@
 """The image is looked at before anything is submitted, and installs what the project asks for."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,19 +18,41 @@ def test_a_missing_image_is_named(tmp_path):
         image.check_image(tmp_path / "gone.sif")
 
 
+GOOD = {image.VERSION_LABEL: __version__, image.CODE_LABEL: image.code_hash()}
+
+
 @pytest.mark.parametrize(
-    ("labels", "wrong"),
-    [({image.LABEL: __version__}, None), (None, None), ({image.LABEL: "0.0.1"}, "of nme 0.0.1"), ({}, "without")],
+    ("labels", "runs", "wrong"),
+    [
+        (GOOD, True, None),
+        (GOOD, False, "damaged"),
+        ({**GOOD, image.VERSION_LABEL: "0.0.1"}, True, f"of nme 0.0.1, this is nme {__version__}"),
+        ({**GOOD, image.CODE_LABEL: "of before"}, True, "built from other code"),
+        ({}, True, "of nme without a version"),
+    ],
 )
-def test_the_version_label_decides(tmp_path, monkeypatch, labels, wrong):
+def test_labels_and_a_command_inside_decide(tmp_path, monkeypatch, labels, runs, wrong):
     path = tmp_path / "some.sif"
     path.write_bytes(b"image")
     monkeypatch.setattr(image, "_labels", lambda path: labels)
+    monkeypatch.setattr(image, "_runs", lambda path: runs)
     if wrong is None:
         image.check_image(path)
     else:
-        with pytest.raises(NmeError, match=f"{wrong}.*this is nme {__version__}"):
+        with pytest.raises(NmeError, match=wrong):
             image.check_image(path)
+
+
+def test_any_edit_of_the_code_counts(tmp_path, monkeypatch):
+    import nme
+
+    copy = tmp_path / "nme"
+    shutil.copytree(Path(nme.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    before = image.code_hash()
+    monkeypatch.setattr(nme, "__file__", str(copy / "__init__.py"))
+    assert image.code_hash() == before
+    (copy / "models/cnn.py").write_text("# edited\n" + (copy / "models/cnn.py").read_text())
+    assert image.code_hash() != before
 
 
 def test_the_lock_file_satisfies_every_requirement():

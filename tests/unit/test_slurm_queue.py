@@ -34,5 +34,9 @@ def test_other_jobs_do_not_matter(squeue, tmp_path):
 
 def test_the_executor_complains_where_there_is_no_queue(squeue, tmp_path):
     check_earlier_jobs(tmp_path)
-    squeue(f"12|{RUN}|{tmp_path}", code=1)
-    check_earlier_jobs(tmp_path)
+
+
+def test_a_queue_that_does_not_answer_is_said(squeue, tmp_path):
+    squeue(code=1)
+    with pytest.raises(NmeError, match="squeue fails"):
+        check_earlier_jobs(tmp_path)

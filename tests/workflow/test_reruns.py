@@ -1,6 +1,7 @@
 """The README's table "what reruns what"."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -219,3 +220,9 @@ def test_a_deleted_result_is_made_again_alone(done):
     (done.folder / deleted).unlink()
     assert done.planned("all") == {}  # the figures are there
     assert done.planned(deleted) == {"train": 1}
+
+
+def test_the_image_reruns_nothing(done):
+    if shutil.which("apptainer") is None:
+        pytest.skip("no apptainer on the PATH")
+    assert done.planned("all", options=("--software-deployment-method", "apptainer")) == {}

@@ -20,7 +20,7 @@ rule measure:
     params:
         spec=measure_settings,
     shell:
-        "nme measure --spec {params.spec:q} --data {input.manifest} --snapshots {input.snapshots}"
+        "exec nme measure --spec {params.spec:q} --data {input.manifest} --snapshots {input.snapshots}"
         " --output {output} > {log} 2>&1"
 
 
@@ -31,8 +31,8 @@ rule landscape:
     log:
         "logs/{scale}/landscape/{figure}.log",
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 10 * attempt,
     params:
         spec=landscape_settings,
     shell:

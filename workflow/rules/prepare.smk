@@ -10,8 +10,8 @@ rule prepare:
     log:
         "logs/{scale}/data/{dataset}.log",
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         spec=dataset_settings,
         folder=subpath(output.manifest, parent=True),

@@ -22,5 +22,6 @@ rule train:
         * attempt,
     params:
         spec=cell_settings,
+    # exec: a signal to the job reaches the process that saves its state, and nobody else
     shell:
-        "nme train --spec {params.spec:q} --data {input.manifest} --output {output.metrics} > {log} 2>&1"
+        "exec nme train --spec {params.spec:q} --data {input.manifest} --output {output.metrics} > {log} 2>&1"

@@ -165,13 +165,12 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
         axes.set_ylabel("accuracy (%)" if curves["columns"] == "split" else "test accuracy (%)")
     style.legend(figure, grid)
     seeds, diverged = record["spec"]["seeds"], int(table["diverged"].sum())
-    kept = ", without diverged ones" if diverged else ""
     style.footer(
         figure,
         f"scale {spec['scale']}",
-        f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}{kept}",
+        f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}",
         *(["dotted: without a penalty"] if x == "strength" else []),
-        f"× with a number: that many seeds diverged, of {seeds}" if diverged else "no seed diverged",
+        f"×n: n of {seeds} seeds diverged and are left out" if diverged else "no seed diverged",
         *(["▼ mean below the axis"] if below else []),
         x_label=curves["x_label"],
     )
