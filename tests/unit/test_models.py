@@ -17,13 +17,16 @@ SETTINGS = {
     "mlp": {"widths": [6, 5]},
     "cnn": {"channels": [4, 3], "kernel": 3, "stride": 2},
     "wide_resnet": {"depth": 10, "widen": 1},
+    "resnet50": {},
 }
 # The inputs that each model takes.
 SHAPES = {
     "mlp": [(7,), (1, 40), (3, 8, 6)],
     "cnn": [(1, 40), (2, 9), (1, 8, 8), (3, 8, 6)],
     "wide_resnet": [(1, 8, 8), (3, 8, 6)],
+    "resnet50": [(3, 32, 24)],
 }
+OWN_START = {"resnet50"}  # not PyTorch's
 CASES = [(name, shape) for name in MODELS for shape in SHAPES.get(name, [])]
 # One layer after the other, with batch norm if asked for; others are tested one by one.
 CHAINS = [(name, shape) for name, shape in CASES if "batch_norm" in MODELS[name].model_fields]
@@ -77,7 +80,7 @@ class TestEveryModel:
         ]
         assert not any(torch.equal(a, b) for a, b in pairs)
 
-    @on_every_model_and_input
+    @pytest.mark.parametrize(("name", "shape"), [case for case in CASES if case[0] not in OWN_START], ids=str)
     def test_starts_uniform_within_the_fan_in(self, name, shape):
         for module in of_kind(build(name, shape), nn.Linear, nn.Conv1d, nn.Conv2d):
             bound = 1 / sqrt(module.weight[0].numel())
@@ -145,6 +148,27 @@ def test_wide_resnet_has_the_published_number_of_parameters(depth, widen, millio
         model = MODELS["wide_resnet"](name="wide_resnet", depth=depth, widen=widen)
         model = model.build((3, 32, 32), 10, ACTIVATIONS.parse("relu"))
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
+
+
+def test_resnet50_is_that_of_torchvision():
+    from torchvision.models import resnet50
+
+    ours = build("resnet50", (3, 32, 32), "relu", seed=3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        theirs = resnet50(num_classes=CLASSES)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = torch.randn(2, 3, 40, 32)
+    assert torch.equal(ours(x), theirs(x))
+    assert torch.equal(ours.eval()(x), theirs.eval()(x)), "and the running statistics"
+
+
+def test_resnet50_has_the_published_number_of_parameters_and_no_relu_left(activation):
+    with torch.device("meta"):
+        model = MODELS["resnet50"](name="resnet50").build((3, 224, 224), 1000, activation)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 25.6
+    assert of_kind(model, nn.ReLU) == []
+    assert {str(module.activation) for module in of_kind(model, Activate)} == {str(activation)}
 
 
 def test_wide_resnet_has_the_activation_before_every_convolution_of_a_block(activation):

@@ -23,7 +23,8 @@ class ModelSettings(BaseModel):
     def build(self, shape: tuple[int, ...], classes: int, activation: Activation) -> nn.Module:
         """The module that maps (B, *shape) to logits (B, classes).
 
-        Initialised by PyTorch's own rule (Kaiming uniform with a = √5, U(±1/√fan_in), weights and biases), from
-        PyTorch's global generator. Activations take no part, so models that differ only in it start equal.
+        Initialised by PyTorch's own rule (Kaiming uniform with a = √5, U(±1/√fan_in), weights and biases) unless the
+        model says otherwise, from PyTorch's global generator. Activations take no part, so models that differ only in
+        it start equal.
         """
         raise NotImplementedError

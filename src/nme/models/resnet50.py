@@ -1,0 +1,37 @@
+"""ResNet-50 for large images (He et al. 2016), torchvision's, with any activation."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from nme.errors import NmeError
+from nme.models.settings import ModelSettings
+
+
+class Resnet50(ModelSettings):
+    """torchvision's ResNet-50, each of its ReLUs replaced; 25.6 million parameters for 1,000 classes.
+
+    It starts as torchvision's does: convolutions normal with variance 2/fan_out (He), batch norm 1 and 0, the head by
+    PyTorch's own rule.
+    """
+
+    name: Literal["resnet50"] = Field(description="ResNet-50, for colour images of 32×32 pixels and more.")
+
+    def build(self, shape, classes, activation):
+        """See ``ModelSettings.build``.
+
+        Raises:
+            NmeError: the input is no colour image (3, height, width).
+        """
+        from torch import nn
+        from torchvision.models import resnet50
+
+        from nme.models.layers import Activate, BatchNorm2d
+
+        if len(shape) != 3 or shape[0] != 3:
+            raise NmeError(f"model 'resnet50' takes colour images (3, height, width), not {shape}")
+        model = resnet50(num_classes=classes, norm_layer=BatchNorm2d)
+        for name, module in list(model.named_modules()):
+            if isinstance(module, nn.ReLU):
+                model.set_submodule(name, Activate(activation))
+        return model
