@@ -198,6 +198,7 @@ class Measurement(Closed):
     """How curvature is measured, the same for all figures."""
 
     examples: Count = Field(500, description="Training examples it is measured on, class-balanced.")
+    micro_batch: Count | None = Field(None, description="Most examples at once, for memory; null: all. Up to rounding.")
     probes: Count = Field(16, description="Random probes of traces and norms.")
     spectrum_probes: Count = Field(2, description="Random start vectors of Lanczos.")
     lanczos_steps: Count = Field(30, description="Steps of Lanczos from each of them.")

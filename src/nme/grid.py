@@ -203,7 +203,7 @@ def measure_spec(project: Project, cell: Cell, seeds: range, measurement: dict[s
     ``measurement`` is the cell's of ``measurements``.
     """
     return {
-        **project.scale.measurement.model_dump(),
+        **project.scale.measurement.model_dump(exclude_none=True),
         "recipe": project.scale.recipes[cell.recipe].model_dump(exclude=_RUNNING),
         "activation": cell.activation,
         "seeds": list(seeds),

@@ -75,7 +75,7 @@ def traces(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterato
     """uᵀHu, uᵀGu and uᵀNu of each probe: samples of the traces. ``settings["probes"]`` probes."""
     from nme.curvature import traces
 
-    found = traces(_curvature(model, batch), settings["probes"], _stream(seed, "traces"))
+    found = traces(_curvature(model, batch, settings), settings["probes"], _stream(seed, "traces"))
     for symbol, estimate in found.items():
         for probe, value in enumerate(estimate.samples.tolist()):
             yield Value(value, symbol, probe=probe)
@@ -90,7 +90,7 @@ def squared_norms(model: nn.Module, batch: Batch, settings: dict, seed: int) -> 
     """
     from nme.curvature import frobenius_norms, layers, nme_block_norms
 
-    curvature = _curvature(model, batch)
+    curvature = _curvature(model, batch, settings)
     for symbol, estimate in frobenius_norms(curvature, settings["probes"], _stream(seed, "norms")).items():
         for probe, value in enumerate(estimate.samples.tolist()):
             yield Value(value, symbol, probe=probe)
@@ -111,7 +111,7 @@ def spectrum(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Itera
     """
     from nme.curvature import NME, GaussNewton, Hessian, Probes, lanczos
 
-    curvature = _curvature(model, batch)
+    curvature = _curvature(model, batch, settings)
     for operator in (Hessian(curvature), GaussNewton(curvature), NME(curvature)):
         starts = Probes(
             curvature.size, settings["spectrum_probes"], _stream(seed, "spectrum"), "normal", curvature.dtype
@@ -123,11 +123,12 @@ def spectrum(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Itera
                 yield Value(value, operator.symbol, probe=probe, index=index, weight=weight, error=error)
 
 
-def _curvature(model: nn.Module, batch: Batch) -> Curvature:
+def _curvature(model: nn.Module, batch: Batch, settings: dict) -> Curvature:
     from nme.curvature import Curvature
     from nme.curvature.losses import CrossEntropy
 
-    return Curvature(model, CrossEntropy(), (batch.inputs, batch.labels))
+    data = (batch.inputs, batch.labels)
+    return Curvature(model, CrossEntropy(), data, micro_batch=settings.get("micro_batch"))
 
 
 def _stream(seed: int, purpose: str) -> torch.Generator:

@@ -257,6 +257,18 @@ def test_every_quantity_gives_finite_values_and_the_same_each_time(data, kept, t
     assert not pandas.duplicated(["seed", "at", "operator", "layer", "probe", "index"]).any(), "a row a value"
 
 
+@pytest.mark.parametrize("name", ["traces", "squared_norms"])
+def test_micro_batches_change_nothing_but_rounding(data, kept, tmp_path, name):
+    found = []
+    for size in (None, 7):
+        spec = settings({name: [0.0, 1.0]})
+        assert "micro_batch" not in spec, "results of before stay as they are"
+        measure(spec | ({"micro_batch": size} if size else {}), data, kept, tmp_path / "measured.parquet", CPU)
+        found.append(parquet.read(tmp_path / "measured.parquet")[0].to_pandas()["value"].to_numpy())
+    assert not np.array_equal(*found), "it was used"
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_no_quantity_changes_the_network(name):
     model, batch = example("cnn-2d", ACTIVATIONS.parse("gelu"), True, torch.float32)
