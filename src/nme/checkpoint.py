@@ -128,12 +128,12 @@ def _snapshot(folder: Path, seed: int, at: float) -> Path:
 
 
 class StopRequest:
-    """Turns SIGTERM (preemption, a time limit, ``scancel``) and SIGINT (Ctrl-C) into a request.
+    """Turns SIGTERM (preemption, a time limit, ``scancel``), SIGUSR1 (a cluster's warning) and SIGINT into a request.
 
     The job answers it at its next step, its state being saved.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
         self.received: str | None = None

@@ -181,7 +181,7 @@ def previous(request):
 
 
 def test_preemption_and_ctrl_c_are_heard():
-    assert set(StopRequest.SIGNALS) == {signal.SIGTERM, signal.SIGINT}
+    assert set(StopRequest.SIGNALS) == {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT}
 
 
 def test_a_signal_is_noted_and_the_handler_restored(previous):

@@ -82,7 +82,7 @@ def uninterrupted(prepared):
     return metrics(prepared, "straight/metrics.parquet")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
 def test_killed_then_run_again(prepared, uninterrupted, how):
     output = f"{how.name}/metrics.parquet"
     job = kill_half_way(prepared, spec(prepared), output, how)
