@@ -23,7 +23,7 @@ class Speed:
     start: float
 
 
-SPEED = {"cpu": Speed(2.5e10, 0.4e-3, 3.5), "cuda": Speed(1e13, 3e-3, 15)}
+SPEED = {"cpu": Speed(2.5e10, 0.4e-3, 4.5), "cuda": Speed(1e13, 3e-3, 15)}
 SNAPSHOT_BYTES = 4  # a parameter
 METRICS_BYTES = 12_000  # a job's parquet file, with its provenance
 
