@@ -4,7 +4,8 @@ A claim is data (``config/figures/claims.yaml``): one or more contrasts, each a 
 accuracies in points. Seeds are paired: the same seed has the same start and the same order of the data in every cell,
 so a contrast is taken within a seed, averaged over the recipes of the figure, and its interval is Student's t over the
 seeds (n − 1 degrees of freedom, 95 %). A member that diverged counts with the accuracy of guessing. A contrast may be
-of traces at the end of the training instead, in percent of a reference; a diverged member has none and is left out.
+of traces at the end of the training instead, in percent of tr G + |tr N| of the same network, so within ±100; a
+diverged member has none and is left out.
 
 The rule, δ being the smallest effect of interest (``smallest_effect``, in points). What a contrast is expected to be,
 the hypothesis whose rejection speaks for the claim, and the one whose rejection speaks against it, by t-tests:
@@ -36,12 +37,12 @@ LEVEL = 0.05
 
 
 def effects(table: pd.DataFrame, contrast: dict) -> pd.DataFrame:
-    """The contrast within each recipe and seed: in accuracy points, or in percent of a trace.
+    """The contrast within each recipe and seed: in accuracy points, or in percent of tr G + |tr N|.
 
     Args:
         table: ``tables.collect``'s.
         contrast: ``plus`` and ``minus``, lists of terms; a term is a list of (activation, method, strength) to average.
-            ``trace``: None, or of which ``operator``, ``at`` which time and in ``percent_of`` which term.
+            ``trace``: None, or of which ``operator`` and ``at`` which time.
 
     Returns:
         Rows seeds, columns panels (titles of recipes).
@@ -62,17 +63,13 @@ def _accuracies(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(value=100 * table["test_accuracy"].astype(float).where(~table["diverged"], table["chance"]))
 
 
-def _traces(table: pd.DataFrame, operator: str, at: float, percent_of: list) -> pd.DataFrame:
-    """One row a member with its ``value``, the trace at a time in percent of a term's mean trace.
-
-    A member that diverged has no trace: its value is missing.
-    """
+def _traces(table: pd.DataFrame, operator: str, at: float) -> pd.DataFrame:
+    """One row a member with its ``value``, the trace at a time in percent of tr G + |tr N|; missing if it diverged."""
     by = ["activation", "method", "strength", "panel", "seed"]
-    is_trace = (table["quantity"] == "traces") & (table["operator"] == operator) & (table["at"] == at)
-    found = table[is_trace].groupby(by, as_index=False)["value"].mean()
-    rows = table[by].drop_duplicates().merge(found, how="left", on=by)
-    size = _mean(rows, percent_of).mean().abs()
-    return rows.assign(value=100 * rows["value"] / rows["panel"].map(size))
+    wanted = table[(table["quantity"] == "traces") & (table["at"] == at)]
+    traces = wanted.pivot_table("value", by, "operator").reindex(columns=["H", "G", "N"])
+    share = 100 * traces[operator] / (traces["G"] + traces["N"].abs())
+    return table[by].drop_duplicates().merge(share.rename("value").reset_index(), how="left", on=by)
 
 
 def _mean(rows: pd.DataFrame, term: list) -> pd.DataFrame:

@@ -285,13 +285,6 @@ class Landscape(Closed):
     seed: NonNegativeInt = Field(description="Seed of the other weights, the input and the target.")
 
 
-class Trace(Closed):
-    """The trace of an operator at the end of the training, in percent of its size in another training."""
-
-    operator: Operator = Field(description="Whose trace.")
-    percent_of: str = Field(description="A term: 100 is the size of its mean trace.")
-
-
 class Contrast(Closed):
     """A difference of mean test accuracies, in points: the sum of ``plus`` minus the sum of ``minus``.
 
@@ -301,7 +294,9 @@ class Contrast(Closed):
 
     name: str = Field(description="What the difference is, for the table.")
     figure: Identifier | None = Field(None, description="Whose trainings, if not the claim's figure's.")
-    trace: Trace | None = Field(None, description="Instead of accuracies: traces, of a figure that measures them.")
+    trace: Operator | None = Field(
+        None, description="Instead of accuracies: its trace at the end, in percent of tr G + |tr N|, where measured."
+    )
     plus: list[str] = Field([], description="Terms that are added.")
     minus: list[str] = Field([], description="Terms that are subtracted.")
     expect: Literal["positive", "similar", "different", "not negative"] = Field(

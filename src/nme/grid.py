@@ -15,7 +15,7 @@ from nme.methods import METHODS
 from nme.registry import number
 
 # Raise a stage's number when its results change for the same settings: Snakemake then makes them again.
-STAGE_VERSION = {"prepare": 1, "train": 1, "measure": 1, "landscape": 1, "tables": 1, "claims": 2, "plot": 2}
+STAGE_VERSION = {"prepare": 1, "train": 1, "measure": 1, "landscape": 1, "tables": 1, "claims": 3, "plot": 2}
 
 
 DATASET_FILES = {"train": "train.arrow", "test": "test.arrow", "manifest": "manifest.json"}
@@ -302,11 +302,8 @@ def _contrast_spec(project: Project, figure: str, contrast: Contrast) -> dict:
         terms = {side: [term_cells(project, figure, t) for t in getattr(contrast, side)] for side in ("plus", "minus")}
         trace = None
         if traced:
-            trace = {
-                "operator": contrast.trace.operator,
-                "at": max(float(at) for at in project.scale.axes[grids[figure].measure.at]),
-                "percent_of": term_cells(project, figure, contrast.trace.percent_of),
-            }
+            last = max(float(at) for at in project.scale.axes[grids[figure].measure.at])
+            trace = {"operator": contrast.trace, "at": last}
     except NmeError as error:
         raise NmeError(f"claims: contrast '{contrast.name}': {error}") from None
     described = {"name": contrast.name, "expect": contrast.expect, "trace": trace}

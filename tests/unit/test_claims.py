@@ -213,51 +213,51 @@ def test_a_missing_cell_is_one_message():
         effects(table_of({SGD: {"one": [1, 2]}}), contrast_of([SAM], [SGD]))
 
 
-def traces_of(values: dict[tuple, dict[str, list[float | None]]]) -> pd.DataFrame:
-    """Traces of H at the end of each cell's seeds, by two probes, among other values; None has diverged."""
+def traces_of(values: dict[tuple, dict[str, list[tuple[float, float] | None]]]) -> pd.DataFrame:
+    """Traces of G and N at the end of each cell's seeds, by two probes, among other values; None has diverged."""
     rows = []
     for (activation, method, strength), panels in values.items():
         for panel, traces in panels.items():
-            for seed, value in enumerate(traces):
+            for seed, pair in enumerate(traces):
                 place = {"recipe": panel, "panel": panel, "activation": activation, "method": method, "seed": seed}
                 place |= {"strength": float(strength), "quantity": "traces"}
                 other = {"quantity": "squared_norms", "operator": "H", "at": 1.0, "probe": 0, "value": 1e6}
                 rows += [place | {"operator": "H", "at": 0.0, "probe": 0, "value": -1e6}]
-                if value is not None:
-                    ends = [("H", 0, value - 1), ("H", 1, value + 1), ("N", 0, 1e6)]
+                if pair is not None:
+                    ends = zip("GNH", (*pair, sum(pair)), strict=True)
+                    ends = [(o, probe, v + sign) for o, v in ends for probe, sign in ((0, -1), (1, 1))]
                     rows += [place | {"operator": o, "at": 1.0, "probe": p, "value": v} for o, p, v in ends]
                     rows += [place | other]
     return pd.DataFrame(rows)
 
 
-PERCENT_OF_SGD = {"operator": "H", "at": 1.0, "percent_of": [SGD]}
+TRACE = {"operator": "H", "at": 1.0}
 
 
-def test_a_trace_is_the_mean_of_its_probes_at_the_end_in_percent_of_the_reference():
-    table = traces_of({SGD: {"one": [30, 50], "other": [-8, -12]}, PENALTY: {"one": [-20, 10], "other": [5, 20]}})
-    found = effects(table, contrast_of([], [PENALTY], trace=PERCENT_OF_SGD))
-    assert found["one"].tolist() == pytest.approx([50, -25])
-    assert found["other"].tolist() == pytest.approx([-50, -200]), "in percent of its size"
+def test_a_trace_is_the_mean_of_its_probes_at_the_end_in_percent_of_all_curvature():
+    table = traces_of({PENALTY: {"one": [(30, -50), (10, 30)], "other": [(20, -20), (5, -15)]}})
+    found = effects(table, contrast_of([], [PENALTY], trace=TRACE))
+    assert found["one"].tolist() == pytest.approx([25, -100])
+    assert found["other"].tolist() == pytest.approx([0, 50])
+    found = effects(table, contrast_of([PENALTY], [], trace={**TRACE, "operator": "N"}))
+    assert found["one"].tolist() == pytest.approx([-62.5, 75])
 
 
 def test_a_diverged_member_has_no_trace_and_its_seed_is_left_out():
-    table = traces_of({SGD: {"one": [40, 40, 40]}, PENALTY: {"one": [-20, None, -10]}})
-    claim = {"number": 1, "says": "", "figure": "f", "contrasts": [contrast_of([], [PENALTY], trace=PERCENT_OF_SGD)]}
+    table = traces_of({PENALTY: {"one": [(10, -30), None, (30, -10)]}})
+    claim = {"number": 1, "says": "", "figure": "f", "contrasts": [contrast_of([], [PENALTY], trace=TRACE)]}
     (row,) = decide(spec_of(claim), {"t": table}).to_dict("records")
-    assert (row["seeds"], row["effect"]) == (2, pytest.approx(37.5))
+    assert (row["seeds"], row["effect"]) == (2, pytest.approx(0))
     # Also where it has diverged in one panel only: the panels' mean is of the same seeds.
-    both = traces_of({SGD: {"one": [40, 40, 40]}, PENALTY: {"one": [-20, None, -10]}})
-    other = traces_of({SGD: {"other": [40, 40, 40]}, PENALTY: {"other": [-40, 400, -40]}})
-    (row,) = decide(spec_of(claim), {"t": pd.concat([both, other])}).to_dict("records")
-    assert (row["seeds"], row["effect"]) == (2, pytest.approx((37.5 + 100) / 2))
+    other = traces_of({PENALTY: {"other": [(0, -40), (40, 0), (0, -40)]}})
+    (row,) = decide(spec_of(claim), {"t": pd.concat([table, other])}).to_dict("records")
+    assert (row["seeds"], row["effect"]) == (2, pytest.approx(50))
 
 
-@pytest.mark.parametrize("lost", ["all of the penalty", "all", "all but one"])
-def test_without_traces_a_claim_is_inconclusive(lost):
-    gone, one = [None] * 3, [-10, None, None]
-    sgd, penalty = {"all of the penalty": ([40] * 3, gone), "all": (gone, gone), "all but one": ([40] * 3, one)}[lost]
-    table = traces_of({SGD: {"one": sgd}, PENALTY: {"one": penalty}})
-    claim = {"number": 1, "says": "", "figure": "f", "contrasts": [contrast_of([], [PENALTY], trace=PERCENT_OF_SGD)]}
+@pytest.mark.parametrize("kept", [None, (10, -30)], ids=["none", "one"])
+def test_without_traces_a_claim_is_inconclusive(kept):
+    table = traces_of({SGD: {"one": [(40, 1)] * 3}, PENALTY: {"one": [kept, None, None]}})
+    claim = {"number": 1, "says": "", "figure": "f", "contrasts": [contrast_of([], [PENALTY], trace=TRACE)]}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (row,) = decide(spec_of(claim), {"t": table}).to_dict("records")

@@ -237,8 +237,8 @@ MISTAKES = [
      ["claims.list.0.contrasts.0", "give a term in 'plus' or 'minus'"]),
     (CLAIMS, "claims.list", [{**CLAIM, "contrasts": [{**CONTRAST, "expect": "positiv"}]}],
      ["claims.list.0.contrasts.0.expect is 'positiv'", "'positive', 'similar', 'different' or 'not negative'"]),
-    (CLAIMS, "claims.list", [{**CLAIM, "contrasts": [{**CONTRAST, "trace": {"operator": "K", "percent_of": "x"}}]}],
-     ["claims.list.0.contrasts.0.trace.operator is 'K'", "'H', 'G' or 'N'"]),
+    (CLAIMS, "claims.list", [{**CLAIM, "contrasts": [{**CONTRAST, "trace": "K"}]}],
+     ["claims.list.0.contrasts.0.trace is 'K'", "'H', 'G' or 'N'"]),
     (STYLE, "operator.K", "#000000", ["operator.K", "'K'", "'H', 'G' or 'N'"]),
     # sections
     (SCALE, "axes", None, ["axes is None", "dictionary"]),
