@@ -39,25 +39,24 @@ def begun(clone) -> bool:
     return log.exists() and "epoch" in log.read_text()
 
 
-def test_a_cancelled_job_is_continued(clone):
-    epochs(clone, 300)
+def assert_continued_after_scancel(clone) -> None:
     driver = clone.start(TARGET)
-    wait_until(lambda: begun(clone), 120, "training has begun")
+    wait_until(lambda: begun(clone), 240, "training has begun")
     slurm("scancel", *clone.queue("RUNNING"))
-    clone.finish(driver, 180)
+    clone.finish(driver, 400)
     assert "continuing from the resume checkpoint" in (clone.folder / LOG).read_text()
     assert sorted(clone.states()) == ["CANCELLED", "COMPLETED", "COMPLETED"]  # with the preparation of the data
+
+
+def test_a_cancelled_job_is_continued(clone):
+    epochs(clone, 300)
+    assert_continued_after_scancel(clone)
     assert_as_uninterrupted(clone)
 
 
 def test_a_cancelled_job_is_continued_inside_the_image(clone_inside):
     epochs(clone_inside, 1500)
-    driver = clone_inside.start(TARGET)
-    wait_until(lambda: begun(clone_inside), 240, "training has begun")
-    slurm("scancel", *clone_inside.queue("RUNNING"))
-    clone_inside.finish(driver, 400)
-    assert "continuing from the resume checkpoint" in (clone_inside.folder / LOG).read_text()
-    assert sorted(clone_inside.states()) == ["CANCELLED", "COMPLETED", "COMPLETED"]
+    assert_continued_after_scancel(clone_inside)
 
 
 def test_a_job_at_its_time_limit_is_continued_with_more_time(clone):
