@@ -94,6 +94,7 @@ def train(
     checkpoint_seconds: Annotated[float, typer.Option(help="How often the state is saved.")] = 60,
 ) -> None:
     """Train the members of one cell; run it again to continue a job that was stopped."""
+    from nme import processes
     from nme.config import Recipe, check
     from nme.device import prepare_device
     from nme.progress import training_progress
@@ -101,10 +102,24 @@ def train(
 
     settings = _settings(spec, "recipe", "activation", "method", "strength", "seeds", "snapshots")
     recipe = check(Recipe, settings["recipe"], "recipe")
-    chosen = prepare_device(device, recipe.threads)
-    with training_progress(len(settings["seeds"]), recipe.epochs) as (report, log), _alone(settings, output) as made:
-        if not made:
-            train(settings, data, output, chosen, checkpoint_seconds, report, log)
+    if processes.started():
+        chosen = prepare_device(device, recipe.threads, recipe.precision)
+        with processes.joined(recipe.processes, chosen):
+            if processes.rank() > 0:
+                train(settings, data, output, chosen, checkpoint_seconds)
+            else:
+                with training_progress(len(settings["seeds"]), recipe.epochs) as (report, log):
+                    train(settings, data, output, chosen, checkpoint_seconds, report, log)
+    elif recipe.processes > 1:
+        with _alone(settings, output) as made:
+            code = 0 if made else processes.launch(recipe.processes, sys.argv[1:], TEMPORARY_FAILURE)
+        if code:
+            raise typer.Exit(code)
+    else:
+        chosen = prepare_device(device, recipe.threads, recipe.precision)
+        with training_progress(len(settings["seeds"]), recipe.epochs) as (report, log), _alone(settings, output) as made:
+            if not made:
+                train(settings, data, output, chosen, checkpoint_seconds, report, log)
 
 
 @app.command()

@@ -167,6 +167,26 @@ class Recipe(Closed):
     )
     epochs: Count = Field(description="Passes over the training data.")
     batch_size: Count = Field(description="Examples per step; the last incomplete batch of an epoch is left out.")
+    m: Count | None = Field(
+        None,
+        description="Examples over which SAM and the penalties take their gradient: a step's direction is the mean over"
+        " groups of m examples; null: all of the batch.",
+    )
+    micro_batch: Count | None = Field(
+        None,
+        description="Most examples computed at once: a gradient is the mean over parts of this size, each with its own"
+        " statistics of batch norm; null: all of them.",
+    )
+    processes: Count = Field(
+        1, description="Processes that share a training, each with a GPU of its own; they need a micro_batch."
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="Of forward passes: tf32 is float32 with short products on a GPU, bf16 automatic mixed precision;"
+        " parameters, gradients, norms and updates are float32.",
+    )
+    channels_last: bool = Field(False, description="Memory order of images; faster on GPUs.")
+    compile: bool = Field(False, description="Compile the step (torch.compile): faster, and slower to start.")
     learning_rate: PositiveFloat = Field(description="Peak learning rate; cosine schedule to 0.")
     warmup_epochs: NonNegativeFloat = Field(0.0, description="Epochs of linear warm-up before the cosine.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
@@ -184,6 +204,21 @@ class Recipe(Closed):
         if self.augment == "crop_flip" and len(shape) != 3:
             raise ValueError(
                 f"augment is 'crop_flip', but '{self.dataset}' has inputs {shape}, not images (allowed: none)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        group = self.m or self.batch_size
+        part = self.micro_batch or group
+        if self.batch_size % group:
+            raise ValueError(f"m is {self.m} (allowed: divisors of batch_size, {self.batch_size})")
+        if group % part:
+            of = f"m, {self.m}" if self.m else f"batch_size, {self.batch_size}"
+            raise ValueError(f"micro_batch is {self.micro_batch} (allowed: divisors of {of})")
+        if self.processes > group // part:
+            raise ValueError(
+                f"processes is {self.processes} (allowed: up to {group // part}, the parts of micro_batch examples)"
             )
         return self
 

@@ -171,7 +171,7 @@ def measure(spec: dict, manifest: Path, snapshots: Path, output: Path, device: t
     size = min(spec["examples"], len(data.labels) // classes * classes)
     chosen = torch.from_numpy(class_balanced(data.labels.cpu().numpy(), size, classes, "measurement.examples"))
     batch = data.batch(chosen.to(device), "none", torch.Generator())
-    model = recipe.model.build(tuple(data.inputs.shape[1:]), classes, ACTIVATIONS.parse(spec["activation"])).to(device)
+    model = recipe.model.build(data.shape, classes, ACTIVATIONS.parse(spec["activation"])).to(device)
     rows = []
     for seed in spec["seeds"]:
         for at in grid.snapshots(spec["quantities"]):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nme import train
-from nme.batches import Data, crop_and_flip
+from nme.batches import Data, Examples, crop_and_flip
 from nme.config import Recipe
 from nme.methods import METHODS, Method
 from nme.models.layers import Activate
@@ -166,7 +166,7 @@ class TestData:
         over = (0, *range(2, raw.ndim))
         mean, std = (f(raw, axis=over, keepdims=True)[0] for f in (np.mean, np.std))
         split = Data(inputs, torch.zeros(30).long(), *(torch.from_numpy(v).float() for v in (mean, std)))
-        result = split.standardised(inputs)
+        result = split.augmented(Examples(inputs, torch.zeros(30)), "none", stream(0, "augment"))
         assert result.dtype == torch.float32
         np.testing.assert_allclose(result.numpy(), (raw - mean) / std, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(result.mean(over).numpy(), 0, atol=1e-5)
