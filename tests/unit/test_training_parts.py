@@ -230,13 +230,16 @@ class Spy(Method):
 def orders(member, epochs, monkeypatch):
     """The indices of the examples of each step, as the member asks for them."""
     seen = []
-    original = Data.batch
+    original = Data.fetch
 
-    def batch(self, indices, *rest):
-        seen.append(indices.clone())
-        return original(self, indices, *rest)
+    def fetch(self, indices):
+        indices = list(indices)
+        for chosen, examples in zip(indices, original(self, indices), strict=True):
+            if self is member.job.train:
+                seen.append(chosen)
+            yield examples
 
-    monkeypatch.setattr(Data, "batch", batch)
+    monkeypatch.setattr(Data, "fetch", fetch)
     steps(member, 3 * epochs)
     return torch.stack(seen).view(epochs, -1)
 
@@ -290,7 +293,7 @@ class TestMember:
         for spy, activation in zip(spies, ("relu", "gelu"), strict=True):
             steps(Member(cell(activation, spy), 0), 6)
         for a, b in zip(spies[0].batches, spies[1].batches, strict=True):
-            assert same(a, b)
+            assert same(a[:2], b[:2])
         assert same(spies[0].noise, spies[1].noise)
         assert len({tuple(n.tolist()) for n in spies[0].noise}) == 6
 
