@@ -84,8 +84,12 @@ class Job:
 
     @cached_property
     def update(self) -> Callable[[nn.Module, Batch, float, torch.Generator], Update]:
-        """The method's update, compiled if the recipe asks for it."""
-        return compiled(self.method.update) if self.recipe.compile else self.method.update
+        """The method's update, compiled if the recipe asks for it.
+
+        Not with a prescribed second derivative: a compiler does not follow ``nme.prescribed``.
+        """
+        compiles = self.recipe.compile and ACTIVATIONS.parse(self.activation).genuine
+        return compiled(self.method.update) if compiles else self.method.update
 
     def as_computed(self, inputs: torch.Tensor) -> torch.Tensor:
         """Inputs in the memory order and, for ``logits_of``, the precision of the recipe."""
