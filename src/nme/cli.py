@@ -106,7 +106,7 @@ def train(
         chosen = prepare_device(device, recipe.threads, recipe.precision)
         with processes.joined(recipe.processes, chosen):
             if processes.rank() > 0:
-                train(settings, data, output, chosen, checkpoint_seconds)
+                train(settings, data, output, chosen, checkpoint_seconds, log=lambda sentence: None)
             else:
                 with training_progress(len(settings["seeds"]), recipe.epochs) as (report, log):
                     train(settings, data, output, chosen, checkpoint_seconds, report, log)

@@ -48,6 +48,7 @@ def launch(processes: int, arguments: list[str], stopped: int) -> int:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
+        run_id="nme",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,

@@ -308,7 +308,7 @@ def train(
     devices = list(dict.fromkeys([*devices, device_name(device)]))  # a job may go on elsewhere
     steps = recipe.epochs * job.steps_per_epoch
     first = processes.rank() == 0  # who keeps the records
-    snapshots = Snapshots(output.with_name("snapshots"), spec["snapshots"] if first else [], steps, state is None)
+    snapshots = Snapshots(output.with_name("snapshots"), spec["snapshots"], steps, state is None) if first else None
     done = {row["seed"] for row in rows}
     with StopRequest() as stop:
         for seed in spec["seeds"]:
@@ -318,7 +318,8 @@ def train(
             if state and state["member"] and state["member"]["seed"] == seed:
                 member.restore(state["member"])
             while not member.finished:
-                snapshots.take(seed, member.steps, member.model)
+                if first:
+                    snapshots.take(seed, member.steps, member.model)
                 row = member.advance()
                 if row:
                     report(row)
@@ -329,7 +330,7 @@ def train(
                     checkpoint.save({"rows": rows, "member": member.state(), "seconds": seconds, "devices": devices})
                 if stopped_by:
                     raise Interrupted(f"stopped by {stopped_by}; run it again to continue from {checkpoint.path}")
-            if not member.diverged:  # else this may be the step of a snapshot, by chance
+            if first and not member.diverged:  # else this may be the step of a snapshot, by chance
                 snapshots.take(seed, member.steps, member.model)
             rows = rows + member.rows
     if not first:
