@@ -2,9 +2,10 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,23 @@ from nme.errors import NmeError
 from nme.grid import DATASET_FILES
 from nme.prepare import sha256
 from nme.products import Batch
+
+if TYPE_CHECKING:
+    from nme.streamed import Streamed
+
+
+class Examples(NamedTuple):
+    """A batch as it is stored, on the device.
+
+    Attributes:
+        inputs: (B, *shape); of images of different sizes (B, C, H, W), each in the upper left.
+        labels: (B,), int64.
+        sizes: (B, 2): heights and widths of such images; None where all are of one size.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    sizes: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -41,12 +59,34 @@ class Data:
         for inputs, labels in zip(self.inputs.split(size), self.labels.split(size), strict=True):
             yield Batch(self.standardised(inputs), labels)
 
-    def batch(self, indices: Tensor, augment: str, stream: torch.Generator) -> Batch:
-        """The examples at ``indices``, augmented and standardised."""
-        inputs = self.inputs[indices]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input as the network sees it."""
+        return tuple(self.inputs.shape[1:])
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """The order of an epoch, (n,)."""
+        return torch.randperm(len(self.labels), generator=generator)
+
+    def fetch(self, indices: Sequence[Tensor]) -> Iterator[Examples]:
+        """The examples of each of these batches in turn."""
+        for batch in indices:
+            batch = batch.to(self.labels.device)
+            yield Examples(self.inputs[batch], self.labels[batch], None)
+
+    def augmented(
+        self, examples: Examples, augment: str, stream: torch.Generator, of: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Standardised inputs, augmented if ``augment`` is ``crop_flip``."""
+        inputs = examples.inputs
         if augment == "crop_flip":
             inputs = crop_and_flip(inputs, stream)
-        return Batch(self.standardised(inputs), self.labels[indices])
+        return self.standardised(inputs)
+
+    def batch(self, indices: Tensor, augment: str, stream: torch.Generator) -> Batch:
+        """The examples at ``indices``, augmented and standardised."""
+        examples = next(self.fetch([indices]))
+        return Batch(self.augmented(examples, augment, stream), examples.labels)
 
 
 def crop_and_flip(images: Tensor, stream: torch.Generator) -> Tensor:
@@ -69,8 +109,16 @@ def crop_and_flip(images: Tensor, stream: torch.Generator) -> Tensor:
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def load(manifest: Path, device: torch.device) -> tuple[Data, Data, dict]:
+def load(
+    manifest: Path, device: torch.device, resolution: int | None = None, workers: int = 0
+) -> tuple["Data | Streamed", "Data | Streamed", dict]:
     """The training split, the test split and the manifest of a prepared dataset.
+
+    Args:
+        manifest: its path.
+        device: where batches are wanted.
+        resolution: of streamed images, as the network sees them: side of a square, px.
+        workers: processes that decode streamed images.
 
     Raises:
         NmeError: a file is missing or is not what the manifest says.
@@ -81,6 +129,10 @@ def load(manifest: Path, device: torch.device) -> tuple[Data, Data, dict]:
         described = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise NmeError(f"{manifest}: cannot be read ({error}); prepare the dataset again") from None
+    if "shards" in described:
+        from nme import streamed
+
+        return *streamed.load(manifest, described, device, resolution, workers), described
     shape = tuple(described["shape"])
     column = (-1, *(1 for _ in shape[1:]))
     mean, std = (torch.tensor(described[k], dtype=torch.float32, device=device).view(column) for k in ("mean", "std"))
