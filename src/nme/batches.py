@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from nme.errors import NmeError
 from nme.grid import DATASET_FILES
 from nme.prepare import sha256
 from nme.products import Batch
+
+if TYPE_CHECKING:
+    from nme.streamed import Streamed
 
 
 class Examples(NamedTuple):
@@ -113,8 +116,16 @@ def crop_and_flip(images: Tensor, stream: torch.Generator, of: tuple[int, int] |
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def load(manifest: Path, device: torch.device) -> tuple[Data, Data, dict]:
+def load(
+    manifest: Path, device: torch.device, resolution: int | None = None, workers: int = 0
+) -> tuple["Data | Streamed", "Data | Streamed", dict]:
     """The training split, the test split and the manifest of a prepared dataset.
+
+    Args:
+        manifest: its path.
+        device: where batches are wanted.
+        resolution: of streamed images, as the network sees them: side of a square, px.
+        workers: processes that decode streamed images.
 
     Raises:
         NmeError: a file is missing or is not what the manifest says.
@@ -125,6 +136,10 @@ def load(manifest: Path, device: torch.device) -> tuple[Data, Data, dict]:
         described = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise NmeError(f"{manifest}: cannot be read ({error}); prepare the dataset again") from None
+    if "shards" in described:
+        from nme import streamed
+
+        return *streamed.load(manifest, described, device, resolution, workers), described
     shape = tuple(described["shape"])
     column = (-1, *(1 for _ in shape[1:]))
     mean, std = (torch.tensor(described[k], dtype=torch.float32, device=device).view(column) for k in ("mean", "std"))

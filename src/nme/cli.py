@@ -69,11 +69,12 @@ def _main(
 @app.command()
 def prepare(
     spec: Spec,
-    output: Annotated[Path, typer.Option(help="Folder for train.arrow, test.arrow and manifest.json.")],
+    output: Annotated[Path, typer.Option(help="Folder for the manifest and what it describes.")],
     data_dir: Annotated[Path | None, typer.Option(envvar="NME_DATA_DIR", help="Image sets you already have.")] = None,
     downloads: Annotated[Path | None, typer.Option(help="Where to download others to.")] = Path("results/downloads"),
+    threads: Annotated[int, typer.Option(help="Processes that convert a streamed dataset.")] = 1,
 ) -> None:
-    """Find, verify and convert a dataset."""
+    """Find, verify and convert a dataset; of a streamed one, run it again to continue a job that was stopped."""
     from nme.datasets import Places
     from nme.prepare import prepare
 
@@ -82,7 +83,7 @@ def prepare(
         hint = inside if "APPTAINER_CONTAINER" in os.environ else ""
         raise NmeError(f"data_dir is '{data_dir}', which is not a folder (give an existing one{hint})")
     folders = (data_dir.expanduser(),) if data_dir else ()
-    prepare(_settings(spec, "dataset", "train", "test"), Places(folders, downloads), output)
+    prepare(_settings(spec, "dataset", "train", "test"), Places(folders, downloads), output, threads)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nme import grid
-from nme.config import Figure, Project, Recipe
+from nme.config import Figure, Project, Recipe, input_shape
 from nme.datasets import DATASETS
 from nme.methods import METHODS
 
@@ -62,9 +62,9 @@ def network_of(recipe: Recipe) -> tuple[float, int]:
 
     from nme.activations import ACTIVATIONS
 
-    shape, classes = DATASETS[recipe.dataset].shape, len(DATASETS[recipe.dataset].classes)
+    shape, classes = input_shape(recipe), len(DATASETS[recipe.dataset].classes)
     with torch.device("meta"):
-        model = recipe.model.build(tuple(shape), classes, ACTIVATIONS.parse("relu"))
+        model = recipe.model.build(shape, classes, ACTIVATIONS.parse("relu"))
         with FlopCounterMode(display=False) as counter:
             model.eval()(torch.empty(2, *shape))
     return counter.get_total_flops() / 2, sum(p.numel() for p in model.parameters())

@@ -130,8 +130,7 @@ class Member:
         self.seed = seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "init"))
-            shape = job.train.shape
-            model = job.recipe.model.build(shape, job.classes, ACTIVATIONS.parse(job.activation))
+            model = job.recipe.model.build(job.train.shape, job.classes, ACTIVATIONS.parse(job.activation))
         self.model = model.to(job.device)
         if job.recipe.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -287,7 +286,7 @@ def train(
     began = time.monotonic()
     recipe = check(Recipe, spec["recipe"], "recipe")
     cell = grid.Cell.of("recipe", spec["activation"], spec["method"], spec["strength"])
-    data, test, described = batches.load(manifest, device)
+    data, test, described = batches.load(manifest, device, recipe.resolution, recipe.threads)
     if described["spec"]["dataset"] != recipe.dataset:
         raise NmeError(f"{manifest}: is of '{described['spec']['dataset']}', the recipe wants '{recipe.dataset}'")
     method, strength, classes = METHODS.parse(cell.method), float(cell.strength), len(described["classes"])

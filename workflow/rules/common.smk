@@ -6,6 +6,7 @@ from snakemake.exceptions import WorkflowError
 
 from nme import grid
 from nme.config import load_project
+from nme.datasets import DATASETS
 from nme.environment import export
 from nme.errors import NmeError
 from nme.image import check_image
