@@ -51,6 +51,10 @@ def recipe_of(wildcards):
     return PROJECT.scale.recipes[wildcards.recipe]
 
 
+def gpus_of(wildcards):
+    return recipe_of(wildcards).processes if PROJECT.config.device != "cpu" else 0
+
+
 def cell_of(wildcards):
     return grid.Cell(
         wildcards.recipe, wildcards.activation, wildcards.method, wildcards.strength
