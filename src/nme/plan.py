@@ -125,8 +125,7 @@ def cost(estimate: Estimate, figures: Iterable[str]) -> Cost:
         steps += len(seeds) * steps_of(recipe, scale.datasets[recipe.dataset].train)
         members += len(seeds)
         snapshots = len(grid.snapshots(estimate.kept.get(cell, {})))
-        disk += len(seeds) * snapshots * FASTER = {"fp32": 1, "tf32": 3, "bf16": 6}
-SNAPSHOT_BYTES * estimate.networks[cell.recipe][1]
+        disk += len(seeds) * snapshots * SNAPSHOT_BYTES * estimate.networks[cell.recipe][1]
     memory = max((scale.recipes[cell.recipe].memory_mb for cell, _ in trained), default=0)
     return Cost(jobs, members, steps, seconds / 3600, memory, disk / 2**20)
 
