@@ -80,7 +80,7 @@ class Data:
         inputs = examples.inputs
         if augment == "crop_flip":
             inputs = crop_and_flip(inputs, stream, of)
-        return (inputs.float() - self.mean) / self.std
+        return inputs.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
 
     def batch(self, indices: Tensor, augment: str, stream: torch.Generator) -> Batch:
         """The examples at ``indices``, augmented and standardised."""
@@ -102,7 +102,7 @@ def crop_and_flip(images: Tensor, stream: torch.Generator, of: tuple[int, int] |
         stream: on the CPU; the choices do not depend on the device.
         of: as in ``Data.augmented``.
     """
-    n, _, height, width = images.shape
+    n, channels, height, width = images.shape
     total, first = of or (n, 0)
     pad = height // 8
     choices = torch.randint(2 * pad + 1, (2, total), generator=stream), torch.rand(total, generator=stream) < 0.5
@@ -110,10 +110,9 @@ def crop_and_flip(images: Tensor, stream: torch.Generator, of: tuple[int, int] |
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = left[:, None] + torch.arange(width, device=images.device)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
-    padded = functional.pad(images, (pad, pad, pad, pad))
-    # Advanced indices with a slice between them: the result is (B, H, W, C).
-    image = torch.arange(n, device=images.device)[:, None, None]
-    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    padded = functional.pad(images, (pad, pad, pad, pad)).flatten(2)
+    pixels = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
+    return padded.gather(2, pixels.view(n, 1, -1).expand(-1, channels, -1)).view_as(images)
 
 
 def load(

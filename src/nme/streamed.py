@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from nme.batches import Examples
@@ -130,19 +131,27 @@ class _Decoded(Dataset):
         rows = self.batches[number].cpu()
         shards = torch.bucketize(rows, self.ends, right=True)
         rows = rows - torch.cat([torch.zeros(1, dtype=torch.int64), self.ends])[shards]
-        images = [self._image(shard, row) for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
+        with warnings.catch_warnings():  # the memory maps are read-only, and only read
+            warnings.filterwarnings("ignore", message=".*not writable.*")
+            images = [self._image(shard, row) for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
         sizes = torch.tensor([image.shape[1:] for image in images])
         height, width = sizes.amax(0).tolist()
-        canvas = torch.zeros(len(images), width, 3, height, dtype=torch.uint8).permute(0, 2, 3, 1)
+        canvas = _shared(len(images), width, 3, height).permute(0, 2, 3, 1)
         for place, image, (h, w) in zip(canvas, images, sizes.tolist(), strict=True):
             place[:, :h, :w] = image
         return canvas, sizes
 
     def _image(self, shard: int, row: int) -> Tensor:
         jpeg = _opened(self.shards[shard])["jpeg"][row].as_buffer()
-        with warnings.catch_warnings():  # the memory map is read-only, and only read
-            warnings.filterwarnings("ignore", message=".*not writable.*")
-            return decode_jpeg(torch.frombuffer(jpeg, dtype=torch.uint8), mode=ImageReadMode.RGB)
+        return decode_jpeg(torch.frombuffer(jpeg, dtype=torch.uint8), mode=ImageReadMode.RGB)
+
+
+def _shared(*shape: int) -> Tensor:
+    """Bytes 0 in memory that a worker shares with the main process, so that they are not copied on the way."""
+    if get_worker_info() is None:
+        return torch.zeros(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 @lru_cache(maxsize=2 * BUFFER_SHARDS)
