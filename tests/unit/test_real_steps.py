@@ -53,11 +53,10 @@ def folder(tmp_path_factory):
 def prepared(request, folder, tmp_path_factory):
     """A recipe, and its data as the prepare stage leaves them."""
     output = tmp_path_factory.mktemp(request.param)
-    spec = {"dataset": request.param, "train": 600, "test": 100, "version": 1}
-    if request.param == "imagenette":
-        spec |= {"short_side": 80, "quality": 90}
+    spec = {"dataset": request.param, "train": None, "test": 100, "version": 1}
+    spec |= {"short_side": 80, "quality": 90} if request.param == "imagenette" else {"train": 1200}
     prepare(spec, Places((folder,)), output, threads=2)
-    settings = {"epochs": 2, "warmup_epochs": 0.2, "threads": 2, **RECIPES[request.param]}
+    settings = {"epochs": 1, "warmup_epochs": 0.2, "threads": 2, **RECIPES[request.param]}
     recipe = Recipe(dataset=request.param, **settings)
     return recipe, batches.load(output / "manifest.json", CPU, recipe.resolution, workers=1)
 
@@ -78,7 +77,7 @@ def losses(prepared, method, steps):
 def test_sgd_descends_in_thirty_steps(prepared):
     found = losses(prepared, METHODS.parse("sgd"), 30)
     print(prepared[0].dataset, found)
-    assert np.mean(found[-10:]) < np.mean(found[:10])
+    assert np.mean(found[-10:]) < np.mean(found[:10]) - 0.05
 
 
 def test_every_method_takes_steps(method, prepared):
