@@ -77,7 +77,7 @@ def losses(prepared, method, steps):
 def test_sgd_descends_in_thirty_steps(prepared):
     found = losses(prepared, METHODS.parse("sgd"), 30)
     print(prepared[0].dataset, found)
-    assert np.mean(found[-10:]) < np.mean(found[:10]) - 0.05
+    assert np.mean(found[-10:]) < np.mean(found[:3]) - 0.1
 
 
 def test_every_method_takes_steps(method, prepared):
