@@ -7,6 +7,8 @@ that are there. The first one alone writes files and speaks.
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -78,11 +80,24 @@ def joined(processes: int, device: torch.device) -> Iterator[None]:
     if processes == 1:
         yield
         return
+    _end_with_parent()
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """When the process that started this one is killed, this one ends too: nobody else would know of it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def rank() -> int:

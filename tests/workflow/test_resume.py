@@ -82,6 +82,25 @@ def uninterrupted(prepared):
     return metrics(prepared, "straight/metrics.parquet")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_two_processes_killed_then_run_again(prepared, how):
+    shared = spec(prepared, processes=2, micro_batch=4, batch_size=40)
+    straight, output = f"two-{how.name}-straight/metrics.parquet", f"two-{how.name}/metrics.parquet"
+    prepared.run(*command(prepared, shared, straight))
+    job = kill_half_way(prepared, shared, output, how)
+    assert job.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 75)
+    gone = time.monotonic() + 20
+    while any(output in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])):
+        assert time.monotonic() < gone, "a process goes on alone"
+        time.sleep(0.2)
+    text = prepared.run(*command(prepared, shared, output))
+    assert "continuing from the resume checkpoint" in text
+    pd.testing.assert_frame_equal(metrics(prepared, output), metrics(prepared, straight))
+    assert_same_networks(networks(prepared, output), networks(prepared, straight))
+    assert not (prepared.folder / output).with_name("resume.pt").exists()
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
 def test_killed_then_run_again(prepared, uninterrupted, how):
     output = f"{how.name}/metrics.parquet"
