@@ -126,7 +126,7 @@ def test_the_shorter_side_is_reduced_and_the_shape_kept(tmp_path, size, expected
     centre = [min(side, 3 * min(size)) for side in size]
     image = transforms.center_crop(torch.tensor(pixels(source)).permute(2, 0, 1), centre)
     image = transforms.resize(image, list(expected), antialias=True).permute(1, 2, 0).numpy()
-    assert np.abs(image - pixels(row["jpeg"])).mean() < 3
+    assert np.abs(image - pixels(row["jpeg"])).mean() < 5
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("RGBA", "PNG")])
@@ -143,7 +143,7 @@ def test_whatever_the_images_are_rgb_jpegs_are_stored(tmp_path, mode, kind, side
     assert np.abs(np.asarray(expected, dtype=np.float64) - pixels(row["jpeg"])).mean() < 3
 
 
-@pytest.mark.parametrize(("short_side", "tolerance"), [(1000, 1e-9), (24, 0.5)], ids=["as they are", "resized"])
+@pytest.mark.parametrize(("short_side", "tolerance"), [(1000, 1e-9), (24, 1)], ids=["as they are", "resized"])
 def test_mean_and_std_are_those_of_the_training_pixels(tmp_path, short_side, tolerance):
     write_tree(tmp_path)
     folder = prepared(tmp_path, short_side=short_side)
@@ -315,15 +315,17 @@ def test_a_damaged_or_foreign_shard_is_made_again(tmp_path, how):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"quality": 50}, {"short_side": 20}, {"train": 6}, {"test": 3, "train": 9}], ids=str
+    ("changes", "same"),
+    [({"quality": 50}, set()), ({"short_side": 20}, set()), ({"train": 6}, {"test-00000.arrow"}), ({"test": 3}, None)],
+    ids=str,
 )
-def test_shards_of_other_settings_are_made_again(tmp_path, changes):
+def test_shards_of_other_settings_are_made_again(tmp_path, changes, same):
     write_tree(tmp_path)
     expected = contents(prepared(tmp_path, "expected", **changes))
     stopped(tmp_path, 4)
     result, kept = resumed(tmp_path, **changes)
     assert result == expected
-    assert not kept
+    assert kept == ({f"train-{n:05}.arrow" for n in range(3)} if same is None else same)
 
 
 def test_a_shard_of_which_an_image_has_changed_is_made_again(tmp_path):
