@@ -1,4 +1,4 @@
-"""Preparation of streamed datasets: every image once, with its label and pixels; mistakes named; stopped and resumed."""
+"""Preparation of streamed datasets: each image once, with label and pixels; mistakes named; stopped and resumed."""
 
 import hashlib
 import io
@@ -245,9 +245,10 @@ def stopped(folder: Path, after: int, **changes: object) -> Path:
         done.append(write_shard(shard))
         return done[-1]
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare_shards, "write_shard", write_or_stop)
-        prepared(folder, **changes)
+        with pytest.raises(Stopped):
+            prepared(folder, **changes)
     assert not (folder / "data" / "manifest.json").exists()
     assert not (folder / "data" / "shards").exists()
     return folder / "data" / "shards.partial"

@@ -17,7 +17,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as transforms
 
 from nme import batches, prepare_shards, streamed
-from nme.config import Recipe
+from nme.config import Recipe, input_shape
 from nme.datasets import DATASETS, Places
 from nme.errors import NmeError
 from nme.methods import METHODS
@@ -26,6 +26,8 @@ from nme.resized_crop import DRAWS, central_boxes, random_boxes, resized_crops
 from nme.streamed import Streamed
 from nme.streams import stream
 from nme.train import Job, Member
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*capabilities of TorchVision are deprecated:DeprecationWarning")
 
 CPU = torch.device("cpu")
 RESOLUTION = 16
@@ -190,7 +192,7 @@ class TestInOrder:
     def test_shares_make_up_the_whole(self, manifest):
         train, _ = splits(manifest)
         parts = [b for share in (range(10), range(10, 11), range(11, 21)) for b in train.in_order(4, share)]
-        whole = list(train.in_order(21))[0]
+        (whole,) = train.in_order(21)
         assert torch.equal(torch.cat([batch.labels for batch in parts]), whole.labels)
         torch.testing.assert_close(torch.cat([batch.inputs for batch in parts]), whole.inputs)
 
@@ -285,7 +287,7 @@ class TestResizedCrops:
         torch.testing.assert_close(found, slow_crops(images, boxes, flip, resolution), rtol=0, atol=1e-3)
 
     def test_whole_images_at_their_own_size_are_only_standardised(self):
-        images, sizes = canvas([(16, 16)] * 5)
+        images, _ = canvas([(16, 16)] * 5)
         boxes = torch.tensor([[0.0, 0, 16, 16]] * 5, dtype=torch.float64)
         flip = torch.tensor([True, False, True, True, False])
         expected = torch.where(flip[:, None, None, None], images.flip(3), images)
@@ -429,22 +431,24 @@ class TestAugmented:
 # --------------------------------------------------------------- training
 
 
-def job(manifest: Path, workers: int, method: str = "grad_norm") -> Job:
+def job(manifest: Path, workers: int, method: str = "grad_norm", **changes: object) -> Job:
     train, test = splits(manifest, workers)
-    return Job(Recipe(**SETTINGS), "gelu", METHODS.parse(method), 0.1, train, test, 3, CPU)
+    return Job(Recipe(**SETTINGS | changes), "gelu", METHODS.parse(method), 0.1, train, test, 3, CPU)
+
+
+@pytest.fixture(scope="module")
+def straight(manifest: Path) -> Member:
+    """A member that was never stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "small", Small)
+        patch.setattr(streamed, "BUFFER_SHARDS", 2)
+        member = Member(job(manifest, 0), 3)
+        while not member.finished:
+            member.advance()
+    return member
 
 
 class TestMember:
-    @pytest.fixture(scope="class")
-    def straight(self, manifest):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(DATASETS, "small", Small)
-            patch.setattr(streamed, "BUFFER_SHARDS", 2)
-            member = Member(job(manifest, 0), 3)
-            while not member.finished:
-                member.advance()
-        return member
-
     @pytest.mark.parametrize("done", [1, 3, 5, 7])
     def test_goes_on_in_the_middle_of_an_epoch_to_the_last_bit(self, manifest, straight, done):
         """Whatever the number of workers; an epoch has five steps."""
@@ -461,7 +465,7 @@ class TestMember:
         assert [{**row, "seconds": 0} for row in again.rows] == [{**row, "seconds": 0} for row in straight.rows]
         assert len(again.rows) == 2
 
-    def test_steps_are_of_the_rows_in_the_order_of_the_epoch(self, manifest, straight, monkeypatch):
+    def test_steps_are_of_the_rows_in_the_order_of_the_epoch(self, manifest, monkeypatch):
         seen = []
         fetch = Streamed.fetch
 
@@ -476,8 +480,7 @@ class TestMember:
         assert seen == [[order[i : i + 4] for i in range(0, 20, 4)]]
 
     def test_learns(self, manifest):
-        member = Member(job(manifest, 0, "sgd"), 0)
-        member.job.recipe.epochs = 12
+        member = Member(job(manifest, 0, "sgd", epochs=12), 0)
         losses = [row["train_loss"] for _ in range(60) if (row := member.advance())]
         assert losses[-1] < 0.7 * losses[0]
 
@@ -513,6 +516,4 @@ def test_a_recipe_that_does_not_suit_the_dataset_is_one_sentence(changes, expect
 
 @pytest.mark.parametrize("augment", ["none", "resized_crop_flip"])
 def test_recipes_of_streamed_datasets_give_the_networks_input(augment):
-    from nme.config import input_shape
-
     assert input_shape(Recipe(**SETTINGS | {"augment": augment})) == (3, 16, 16)
