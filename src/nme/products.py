@@ -94,7 +94,7 @@ class Gradient(NamedTuple):
 
 
 def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """z, shape (b, C), in float32 or wider; of inputs in bfloat16 by ``torch.autocast``, parameters staying as they are.
+    """z, shape (b, C), in float32 or wider; of inputs in bfloat16 by ``torch.autocast``; parameters stay as they are.
 
     What follows z, the loss and all norms, is in float32 or wider then, as are gradients of parameters.
     """

@@ -1,4 +1,4 @@
-"""Batches in parts: the same as whole ones where examples are independent, and the mean of the parts with batch norm."""
+"""Batches in parts: as whole ones where examples are independent, else (batch norm) the mean of the parts."""
 
 import pytest
 import torch
