@@ -198,7 +198,7 @@ class WeightNoise(Method):
 
 @METHODS.add
 class HessianTrace(Method):
-    """Hessian trace penalty L + (σ²/2) tr H, tr H ≈ (1/k) Σ uᵀHu: direction g + (σ²/2) ∇(uᵀHu) averaged over k probes.
+    """Hessian trace penalty L + (σ²/2) tr H, tr H ≈ (1/k) Σ uᵀHu: direction g + (σ²/2) ∇(uᵀHu), mean over k probes.
 
     Exact third derivatives for each probe (Rademacher): uᵀHu by a forward pass in Taylor arithmetic, its gradient by
     one reverse pass. Cost: 3 F + 13 F a probe (5.33 gradients for k = 1; 7.5 by three nested reverse passes).

@@ -51,7 +51,7 @@ def random_boxes(sizes: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
 def central_boxes(sizes: Tensor) -> Tensor:
     """The central square of each image, its side ``CENTRE`` of the shorter one: (B, 4) as ``random_boxes``."""
     sizes = sizes.double()
-    side = CENTRE * sizes.amin(1)
+    side = (CENTRE * sizes.amin(1)).clamp(min=1)  # of an image one pixel wide, that pixel
     return torch.stack([(sizes[:, 0] - side) / 2, (sizes[:, 1] - side) / 2, side, side], 1)
 
 

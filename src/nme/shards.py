@@ -1,7 +1,7 @@
 """Shards: Arrow files of about a thousand JPEG images each, with their labels; written whole or not at all.
 
 Columns: ``jpeg`` (binary, RGB), ``label``, ``height`` and ``width`` (int64; px), in one record batch. What a shard was
-made from, and the sums of its pixels, are in the metadata of its schema.
+made from, the sums of its pixels, and a checksum of the columns, are in the metadata of its schema.
 """
 
 import hashlib
@@ -83,13 +83,25 @@ def write_shard(shard: Shard) -> Written:
 
 
 def _sums_of(path: Path, identity: str) -> list[list[int]] | None:
-    """What the shard's metadata say, if it is there, can be read and has this identity."""
+    """What the shard's metadata say, if it is there, is whole and has this identity."""
     try:
         with pa.memory_map(str(path)) as file:
-            metadata = pa.ipc.open_file(file).schema.metadata
+            batch = pa.ipc.open_file(file).get_batch(0)
+            metadata = batch.schema.metadata or {}
+            if metadata.get(b"identity") != identity.encode() or metadata[b"content"] != _content(batch).encode():
+                return None
     except (OSError, pa.ArrowInvalid):
         return None
-    return json.loads(metadata[b"sums"]) if metadata and metadata[b"identity"] == identity.encode() else None
+    return json.loads(metadata[b"sums"])
+
+
+def _content(batch: pa.RecordBatch) -> str:
+    """A checksum of the columns."""
+    batch.validate(full=True)
+    checksum = hashlib.sha256(json.dumps([batch[name].to_pylist() for name in ("label", "height", "width")]).encode())
+    for jpeg in batch["jpeg"]:
+        checksum.update(jpeg.as_buffer())
+    return checksum.hexdigest()
 
 
 def _write(shard: Shard, identity: str) -> list[list[int]]:
@@ -109,7 +121,9 @@ def _write(shard: Shard, identity: str) -> list[list[int]]:
         "height": pa.array(heights, pa.int64()),
         "width": pa.array(widths, pa.int64()),
     }
-    batch = pa.record_batch(columns, metadata={"identity": identity, "sums": json.dumps(sums)})
+    batch = pa.record_batch(columns)
+    metadata = {"identity": identity, "sums": json.dumps(sums), "content": _content(batch)}
+    batch = batch.replace_schema_metadata(metadata)
     with (
         atomic(shard.path) as temporary,
         pa.OSFile(str(temporary), "wb") as file,
