@@ -61,7 +61,9 @@ def list_images(folder: Path, classes: tuple[str, ...], official: int) -> Listin
 def _check_counts(folder: Path, classes: tuple[str, ...], counts: list[int], official: int) -> None:
     if sum(counts) == official and min(counts) > 0:
         return
-    usual = max(Counter(counts).items(), key=lambda item: (item[1], item[0]))[0]
+    usual, classes_with_it = max(Counter(counts).items(), key=lambda item: (item[1], item[0]))
+    if classes_with_it < len(classes) / 2 and min(counts) > 0:  # no sample: which class lacks some cannot be told
+        raise NmeError(f"{folder}: has {sum(counts):,} images, expected {official:,}")
     for name, count in zip(classes, counts, strict=True):
         if count != usual or count == 0:
             raise NmeError(
