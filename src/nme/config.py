@@ -176,11 +176,9 @@ class Recipe(Closed):
         " resized_crop_flip (streamed datasets): 8 to 100 % of the area, resized, and random horizontal flip.",
     )
     epochs: Count = Field(description="Passes over the training data.")
-    batch_size: Count = Field(description="Examples per step; the last incomplete batch of an epoch is left out.")
-    m: Count | None = Field(
-        None,
-        description="Examples over which SAM and the penalties take their gradient: a step's direction is the mean over"
-        " groups of m examples; null: all of the batch.",
+    batch_size: Count = Field(
+        description="Examples per step; the last incomplete batch of an epoch is left out. SAM and the penalties take"
+        " their gradient over all of them (m = batch_size)."
     )
     micro_batch: Count | None = Field(
         None,
@@ -230,16 +228,13 @@ class Recipe(Closed):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
-        group = self.m or self.batch_size
-        part = self.micro_batch or group
-        if self.batch_size % group:
-            raise ValueError(f"m is {self.m} (allowed: divisors of batch_size, {self.batch_size})")
-        if group % part:
-            of = f"m, {self.m}" if self.m else f"batch_size, {self.batch_size}"
-            raise ValueError(f"micro_batch is {self.micro_batch} (allowed: divisors of {of})")
-        if self.processes > group // part:
+        part = self.micro_batch or self.batch_size
+        if self.batch_size % part:
+            raise ValueError(f"micro_batch is {part} (allowed: divisors of batch_size, {self.batch_size})")
+        parts = self.batch_size // part
+        if self.processes > parts:
             raise ValueError(
-                f"processes is {self.processes} (allowed: up to {group // part}, the parts of micro_batch examples)"
+                f"processes is {self.processes} (allowed: up to {parts}, the parts of micro_batch examples)"
             )
         return self
 

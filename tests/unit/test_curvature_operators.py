@@ -123,7 +123,7 @@ class TestAgainstDenseMatrices:
         model, batches = example("residual", GELU, sizes=(6,))
         dense = Dense(model, batches, batch_norm=batch_norm)
         v = vectors_of(dense.hessian.shape[0], 1)[:, 0]
-        for data in (batches[0], Batch(*batches[0]), batches):
+        for data in (batches[0], list(batches[0]), batches):
             curvature = Curvature(model, CROSS_ENTROPY, data, batch_norm=batch_norm)
             for _ in range(2):  # the second time from the graph that was kept
                 for symbol, operator in OPERATORS.items():

@@ -38,8 +38,8 @@ def test_the_slurm_profile_plans_the_papers_scale_on_gpus(project):
     assert jobs(text)["train"] == 3 * 2 * 8 * 5  # one seed a job
     wanted = [line for line in text.splitlines() if "slurm_partition=gpu" in line]
     assert len(wanted) == 240
-    assert sum("gpu=8," in line for line in wanted) == 80, "ImageNet"
-    assert sum("gpu=1," in line for line in wanted) == 160
+    assert sum(line.endswith(", gpu=8") for line in wanted) == 80, "ImageNet"
+    assert sum(line.endswith(", gpu=1") for line in wanted) == 160
     assert "results/paper/" in text
 
 
