@@ -89,8 +89,9 @@ class Data:
 
     def in_order(self, size: int, share: range | None = None) -> Iterator[Batch]:
         """All examples, or those in ``share``, once, in their order, ``size`` at a time; for evaluation."""
-        chosen = torch.arange(len(self.labels)) if share is None else torch.tensor(share)
-        for examples in self.fetch(chosen.split(size)):
+        share = range(len(self.labels)) if share is None else share
+        chosen = torch.arange(share.start, share.stop)
+        for examples in self.fetch([some for some in chosen.split(size) if len(some)]):
             yield Batch(self.augmented(examples, "none", torch.Generator()), examples.labels)
 
 

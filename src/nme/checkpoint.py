@@ -26,13 +26,15 @@ class Checkpoint:
         path: where it is kept.
         identity: what must match for it to be used: the settings' hash, the data, the device, the version of PyTorch.
         every_seconds: how often it is written at most, besides when the job is asked to stop.
+        reader: of several processes of a job, one that only reads it.
     """
 
-    def __init__(self, path: Path, identity: dict[str, str], every_seconds: float):
+    def __init__(self, path: Path, identity: dict[str, str], every_seconds: float, reader: bool = False):
         self.path = path
         self.identity = identity
         self.every_seconds = every_seconds
-        clear_partial(path.parent)
+        if not reader:
+            clear_partial(path.parent)
         self._saved = time.monotonic()
 
     def load(self) -> tuple[dict | None, str]:

@@ -113,7 +113,7 @@ def train(
                     train(settings, data, output, chosen, checkpoint_seconds, report, log)
     elif recipe.processes > 1:
         with _alone(settings, output) as made:
-            code = 0 if made else processes.launch(recipe.processes, sys.argv[1:], TEMPORARY_FAILURE)
+            code = 0 if made else processes.launch(recipe.processes, device, sys.argv[1:], TEMPORARY_FAILURE)
         if code:
             raise typer.Exit(code)
     else:
@@ -272,8 +272,9 @@ def main() -> None:
         code, message = 1, f"nme: error: {error.filename or 'writing'}: {error.strerror or error}"
     else:
         return
-    print(message, file=sys.stderr)
-    sys.stderr.flush()
+    rank = os.environ.get("RANK", "0")  # of several processes, which all stop together
+    if rank == "0" or code != TEMPORARY_FAILURE:
+        print(message if rank == "0" else f"process {rank}: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

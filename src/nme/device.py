@@ -40,7 +40,9 @@ def prepare_device(name: str, threads: int, precision: str = "fp32") -> torch.de
     if not present or name == "cpu":
         return torch.device("cpu")
     identifiers = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
-    device = torch.device("cuda", take_place(identifiers, Path(tempfile.gettempdir())))
+    place = take_place(identifiers, Path(tempfile.gettempdir()))
+    # Those of one job are to have one each.
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", place)))
     torch.cuda.set_device(device)
     return device
 

@@ -1,9 +1,10 @@
 """Several processes that share one training, each on a device of its own, by ``torch.distributed``.
 
 ``nme train`` starts them itself where the recipe asks for more than one (``launch``); under ``torchrun`` it takes those
-that are there. The first one alone writes files and speaks.
+that are there. The first one alone writes files; the others speak of mistakes only.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -25,26 +26,29 @@ def started() -> bool:
     return STARTED in os.environ
 
 
-def launch(processes: int, arguments: list[str], stopped: int) -> int:
+def launch(processes: int, device: str, arguments: list[str], stopped: int) -> int:
     """Run ``nme`` with these arguments in so many processes, and wait for them.
 
-    They are told of SIGTERM and SIGINT, and have half a minute then to save what they have.
+    They are told of signals to stop, and killed where they have not saved their state half a minute later.
 
     Args:
         processes: how many.
+        device: ``cpu``, ``cuda`` or ``auto``; of GPUs each takes its own.
         arguments: of the command line.
         stopped: the exit code of a process that was told to stop and has saved its state.
 
     Returns:
-        0, or the exit code of the first that failed.
+        0, or the exit code of the first that failed: 128 and the signal's number where it was killed.
 
     Raises:
         Interrupted: this process was told to stop; so were the others.
+        NmeError: there are fewer GPUs.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what is wrong
     # One machine, a free port, no second attempt: trying again is the pipeline's business.
     config = LaunchConfig(
         min_nodes=1,
@@ -57,11 +61,18 @@ def launch(processes: int, arguments: list[str], stopped: int) -> int:
         monitor_interval=0.1,
     )
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # a cluster's warning
+    if device != "cpu" and torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        found = torch.cuda.device_count()
+        raise NmeError(
+            f"the recipe's processes is {processes}, but this job sees {found} GPUs (allowed: up to {found})"
+        )
     try:
         elastic_launch(config, sys.executable)("-m", "nme.cli", *arguments)
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return stopped if stopped in codes else max(codes, key=abs)
+        if stopped in [failure.exitcode for failure in error.failures.values()]:
+            return stopped
+        code = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code
     except SignalException as stop:
         raise Interrupted(f"stopped by {stop.sigval.name}; run it again to continue") from None
     return 0
@@ -125,6 +136,12 @@ def summed(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.clone()
         distributed.all_reduce(tensor)
     return tensor
+
+
+def meet() -> None:
+    """Wait until all processes are here."""
+    if distributed.is_initialized():
+        distributed.barrier()
 
 
 def any_of(flag: bool, device: torch.device) -> bool:

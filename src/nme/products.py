@@ -161,7 +161,8 @@ def _mean(batch: Batch, sums: list[Tensor]) -> list[Tensor]:
         return means
     flat = torch.cat([m.reshape(-1) for m in means])
     distributed.all_reduce(flat)
-    return [part.view_as(m) for part, m in zip(flat.split([m.numel() for m in means]), means, strict=True)]
+    # Copied, so that each has the memory order of its parameter, without which later steps are slower.
+    return [torch.empty_like(m).copy_(x.view_as(m)) for m, x in zip(means, flat.split([m.numel() for m in means]))]
 
 
 class _RunningStatistics:
@@ -286,8 +287,8 @@ def drawn_labels(logits: Tensor, uniforms: Tensor) -> Tensor:
 
     Where logits are no numbers it is class 0; the loss is no number either then.
     """
-    cumulative = logits.double().softmax(1).cumsum(1)
-    return (cumulative <= uniforms.to(cumulative)[:, None] * cumulative[:, -1:]).sum(1)
+    cumulative = logits.double().softmax(1).cpu().cumsum(1)  # on GPUs its last bits may differ from run to run
+    return (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(1).to(logits.device)
 
 
 @contextmanager

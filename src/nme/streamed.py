@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from nme import processes
 from nme.batches import Examples
 from nme.errors import NmeError
 from nme.grid import SHARDED_FILES
@@ -108,8 +109,9 @@ class Streamed:
 
     def in_order(self, size: int, share: range | None = None) -> Iterator[Batch]:
         """All examples, or those in ``share``, once, in their order, ``size`` at a time, cropped centrally."""
-        chosen = torch.arange(len(self.labels)) if share is None else torch.tensor(share)
-        for examples in self.fetch(chosen.split(size)):
+        share = range(len(self.labels)) if share is None else share
+        chosen = torch.arange(share.start, share.stop)
+        for examples in self.fetch([some for some in chosen.split(size) if len(some)]):
             yield Batch(self.augmented(examples, "none", torch.Generator()), examples.labels)
 
 
@@ -168,6 +170,8 @@ def load(
 ) -> tuple[Streamed, Streamed]:
     """The training and the test split of a prepared dataset, every shard being read once to be verified.
 
+    Of several processes each verifies its share of them.
+
     Args:
         manifest: its path.
         described: its content.
@@ -186,15 +190,18 @@ def load(
         folder, shards = manifest.with_name(SHARDED_FILES["shards"]), described["shards"][name]
         paths = [folder / shard["file"] for shard in shards]
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            labels = list(pool.map(_verified_labels, paths, [shard["sha256"] for shard in shards]))
+            mine = processes.share(len(shards))
+            sums = [shard["sha256"] if i in mine else None for i, shard in enumerate(shards)]
+            labels = list(pool.map(_verified_labels, paths, sums))
         rows = [shard["rows"] for shard in shards]
         splits.append(Streamed(paths, rows, torch.cat(labels).to(device), mean, std, resolution, workers))
     return splits[0], splits[1]
 
 
-def _verified_labels(path: Path, expected: str) -> Tensor:
+def _verified_labels(path: Path, expected: str | None) -> Tensor:
+    """The shard's labels; without a checksum it is not verified."""
     try:
-        found = sha256(path)
+        found = sha256(path) if expected else None
         labels = torch.tensor(pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)["label"].to_numpy())
     except (OSError, pa.ArrowInvalid) as error:
         raise NmeError(f"{path}: cannot be read ({error}); prepare the dataset again") from None

@@ -149,7 +149,7 @@ class Member:
         self._examples: Iterator[batches.Examples] | None = None  # those of the rest of the epoch
 
     def _zeros(self) -> torch.Tensor:
-        """Sums over the epoch's steps of: loss, accuracy, gradient norm. On the device, so that steps need no wait."""
+        """Sums over the epoch's steps of: loss, accuracy, gradient norm. On the device, so that one process need not wait for them."""
         return torch.zeros(3, dtype=torch.float64, device=self.job.device)
 
     @property
@@ -299,14 +299,15 @@ def train(
         "device": device.type,
         "version of PyTorch": str(torch.__version__),
     }
-    checkpoint = Checkpoint(output.with_name("resume.pt"), identity, checkpoint_seconds)
+    first = processes.rank() == 0  # who keeps the records
+    checkpoint = Checkpoint(output.with_name("resume.pt"), identity, checkpoint_seconds, reader=not first)
     state, sentence = checkpoint.load()
+    processes.meet()  # nobody changes files that others are still to read
     if sentence:
         log(sentence)
     rows, earlier, devices = (state["rows"], state["seconds"], state["devices"]) if state else ([], 0.0, [])
     devices = list(dict.fromkeys([*devices, device_name(device)]))  # a job may go on elsewhere
     steps = recipe.epochs * job.steps_per_epoch
-    first = processes.rank() == 0  # who keeps the records
     snapshots = Snapshots(output.with_name("snapshots"), spec["snapshots"], steps, state is None) if first else None
     done = {row["seed"] for row in rows}
     with StopRequest() as stop:
@@ -332,6 +333,7 @@ def train(
             if first and not member.diverged:  # else this may be the step of a snapshot, by chance
                 snapshots.take(seed, member.steps, member.model)
             rows = rows + member.rows
+    processes.meet()
     if not first:
         return
     record = provenance(

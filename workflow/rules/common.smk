@@ -51,6 +51,12 @@ def recipe_of(wildcards):
     return PROJECT.scale.recipes[wildcards.recipe]
 
 
+def threads_of(wildcards):
+    recipe = recipe_of(wildcards)
+    decoding = 2 if DATASETS[recipe.dataset].streamed else 1
+    return recipe.threads * decoding
+
+
 def gpus_of(wildcards):
     return recipe_of(wildcards).processes if PROJECT.config.device != "cpu" else 0
 

@@ -12,7 +12,7 @@ rule measure:
         "logs/{scale}/measure/{recipe}/{activation}/{method}/{strength}/seed={seeds}.log",
     benchmark:
         "logs/{scale}/measure/{recipe}/{activation}/{method}/{strength}/seed={seeds}.benchmark.tsv"
-    threads: lambda wildcards: recipe_of(wildcards).threads
+    threads: threads_of
     resources:
         gpu=lambda wildcards: min(1, gpus_of(wildcards)),
         mem_mb=lambda wildcards, attempt: recipe_of(wildcards).memory_mb * attempt,
