@@ -162,7 +162,8 @@ def _mean(batch: Batch, sums: list[Tensor]) -> list[Tensor]:
     flat = torch.cat([m.reshape(-1) for m in means])
     distributed.all_reduce(flat)
     # Copied, so that each has the memory order of its parameter, without which later steps are slower.
-    return [torch.empty_like(m).copy_(x.view_as(m)) for m, x in zip(means, flat.split([m.numel() for m in means]))]
+    parts = flat.split([m.numel() for m in means])
+    return [torch.empty_like(m).copy_(part.view_as(m)) for m, part in zip(means, parts, strict=True)]
 
 
 class _RunningStatistics:
@@ -317,7 +318,6 @@ def displaced(parameters: list[nn.Parameter], displacement: list[Tensor]) -> Ite
             torch._foreach_copy_(parameters, before)
 
 
-@torch.compiler.disable
 def rademacher(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tensor]:
     """A probe u with independent entries ±1 for each parameter; E u uᵀ = I."""
     return [_signs(p.shape, stream).to(p) for p in parameters]
@@ -327,13 +327,11 @@ def _signs(shape: torch.Size, stream: torch.Generator) -> Tensor:
     return 2 * torch.randint(2, shape, generator=stream, dtype=torch.int8) - 1
 
 
-@torch.compiler.disable
 def normal(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tensor]:
     """A probe ε ~ N(0, I)."""
     return [torch.randn(p.shape, generator=stream).to(p) for p in parameters]
 
 
-@torch.compiler.disable
 def uniform(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
     """Numbers from [0, 1), float64, on the CPU."""
     return torch.rand(shape, generator=stream, dtype=torch.float64)

@@ -91,7 +91,6 @@ def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return None if a is None or b is None else a * b
 
 
-@torch.compiler.disable  # it exchanges what layers do, which a compiler does not follow
 def quadratic_form(model: nn.Module, batch: Batch, vector: list[Tensor]) -> Tensor:
     """uᵀHu of the batch's loss (cross-entropy, mean), a scalar with its graph. Cost: 5 F; its gradient 8 F more.
 

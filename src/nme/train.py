@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nme import batches, grid, parquet, processes
+from nme import batches, grid, parquet, processes, products, taylor
 from nme.activations import ACTIVATIONS
 from nme.checkpoint import Checkpoint, Snapshots, StopRequest
 from nme.config import Recipe, check
@@ -99,8 +99,15 @@ class Job:
 
 
 def compiled(update: Callable) -> Callable:
-    """``update`` by ``torch.compile``, with its gradients and products in one graph. Same results up to rounding."""
+    """``update`` by ``torch.compile``, with its gradients and products in one graph. Same results up to rounding.
+
+    Drawing of random numbers, and Taylor arithmetic, which exchanges what layers do, stay as they are. (Not by
+    decorators where they are written: those import the compiler, a second and a half for every job.)
+    """
     torch._dynamo.config.trace_autograd_ops = True
+    drawing = [(products, name) for name in ("rademacher", "normal", "uniform")]
+    for module, name in [*drawing, (taylor, "quadratic_form")]:
+        setattr(module, name, torch.compiler.disable(getattr(module, name)))
     return torch.compile(update)
 
 
@@ -149,7 +156,7 @@ class Member:
         self._examples: Iterator[batches.Examples] | None = None  # those of the rest of the epoch
 
     def _zeros(self) -> torch.Tensor:
-        """Sums over the epoch's steps of: loss, accuracy, gradient norm. On the device, so that one process need not wait for them."""
+        """Sums over the epoch's steps of: loss, accuracy, gradient norm. On the device: no step waits for them, alone."""
         return torch.zeros(3, dtype=torch.float64, device=self.job.device)
 
     @property

@@ -20,7 +20,6 @@ from nme.curvature import NME, Curvature, GaussNewton, Hessian, Probes, estimato
 from nme.curvature.losses import CrossEntropy, SquaredError, loss_of
 from nme.errors import NmeError
 from nme.models.layers import Activate
-from nme.products import Batch
 
 GELU = ACTIVATIONS.parse("gelu")
 OPERATORS = {"H": Hessian, "G": GaussNewton, "N": NME}

@@ -365,7 +365,7 @@ def test_the_level_without_a_penalty_is_in_every_panel(name, scale):
     project = PROJECTS[scale]
     table, figure, _ = shown(scale, name)
     plain = 100 * table[table["method"] == "sgd"].groupby(["recipe", "activation"])["test_accuracy"].mean()
-    for axes in figure.axes:
+    for axes in filter(lambda axes: axes.get_visible(), figure.axes):  # three panels leave a place empty
         found = [line.get_ydata()[0] for line in levels(axes)]
         if project.figures[name].curves.x != "strength":
             assert found == []

@@ -1,5 +1,7 @@
-"""Slow: each training method on real images, with the networks of the paper's scale at reduced resolution."""
+"""Slow: real images are prepared and verified, and each method trains the paper's networks at reduced resolution."""
 
+import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from nme import batches
 from nme.config import Recipe
 from nme.datasets import Places
+from nme.errors import NmeError
 from nme.methods import METHODS
 from nme.prepare import prepare
 from nme.train import Job, Member
@@ -85,3 +88,41 @@ def test_every_method_takes_steps(method, prepared):
     print(prepared[0].dataset, method, found)
     assert np.isfinite(found).all()
     assert max(found) < 5  # chance is 2.3
+
+
+STORED = {"train": None, "test": None, "short_side": 64, "quality": 90, "version": 1}
+
+
+@pytest.mark.parametrize("harm", ["corrupt", "image", "class"])
+def test_harm_to_imagenette_is_named(folder, tmp_path, harm):
+    shutil.copytree(folder / "imagenet10", tmp_path / "imagenet10")
+    where = tmp_path / "imagenet10/train/n03000684"
+    image = sorted(where.iterdir())[7]
+    if harm == "corrupt":
+        image.write_bytes(image.read_bytes()[:2000])
+        expected = f"{image}: cannot be decoded"
+    elif harm == "image":
+        image.unlink()
+        expected = f"{where}: has 59 images, expected 60"
+    else:
+        shutil.rmtree(where)
+        expected = f"{where}: this class folder is missing"
+    with pytest.raises(NmeError) as caught:
+        prepare({"dataset": "imagenette", **STORED}, Places((tmp_path,)), tmp_path / "out")
+    assert expected in str(caught.value)
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_all_classes_of_imagenet_are_prepared(tmp_path):
+    with tarfile.open(SHARED / "imagenet1k-one-per-class-160px.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "imagenet").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "imagenet" / split).symlink_to(tmp_path / "imagenet1k-one-per-class/val")
+    prepare({"dataset": "imagenet", **STORED}, Places((tmp_path,)), tmp_path / "out", threads=2)
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert [split["per_class"] for split in manifest["splits"].values()] == [[1] * 1000] * 2
+    train, _, _ = batches.load(tmp_path / "out/manifest.json", CPU, 64, 0)
+    batch = train.batch(torch.arange(50), "none", torch.Generator())
+    assert batch.inputs.shape == (50, 3, 64, 64)
+    assert torch.equal(batch.labels, train.labels[:50])
