@@ -156,7 +156,7 @@ class Member:
         self._examples: Iterator[batches.Examples] | None = None  # those of the rest of the epoch
 
     def _zeros(self) -> torch.Tensor:
-        """Sums over the epoch's steps of: loss, accuracy, gradient norm. On the device: no step waits for them, alone."""
+        """Sums over the epoch's steps of: loss, accuracy, gradient norm. On the device, so that steps need not wait."""
         return torch.zeros(3, dtype=torch.float64, device=self.job.device)
 
     @property
