@@ -42,6 +42,9 @@ class Clone:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, folder / name)
         (folder / "slurm").symlink_to("profiles/slurm")
+        # Trainings compute on CPUs here, and are to ask for a GPU all the same.
+        gpu = {rule: {"slurm_partition": "gpu", "gpu": 1} for rule in ("train", "measure")}
+        self.edit("profiles/slurm/config.yaml", lambda profile: profile.update({"set-resources": gpu}))
         (folder / "containers").mkdir()
         (folder / "containers" / IMAGE.name).symlink_to(IMAGE)
         self.began = time.strftime("%Y-%m-%dT%H:%M:%S")
