@@ -7,6 +7,9 @@ batches on the CPU, with two worker processes where images are decoded; they run
 goes into docs/benchmarks.md.
 """
 
+# Before torch, as in all that nme does: it asks for huge pages. Both tools get them here.
+import nme  # noqa: F401, I001
+
 import statistics
 import sys
 import tempfile
