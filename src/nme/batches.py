@@ -34,8 +34,19 @@ class Examples(NamedTuple):
     sizes: Tensor | None = None
 
 
+class InOrder:
+    """What splits in memory (``Data``) and on disk (``nme.streamed.Streamed``) share."""
+
+    def in_order(self, size: int, share: range | None = None) -> Iterator[Batch]:
+        """All examples, or those in ``share``, once, in their order, ``size`` at a time; for evaluation."""
+        share = range(len(self.labels)) if share is None else share
+        chosen = torch.arange(share.start, share.stop)
+        for examples in self.fetch([some for some in chosen.split(size) if len(some)]):
+            yield Batch(self.augmented(examples, "none", torch.Generator()), examples.labels)
+
+
 @dataclass(frozen=True)
-class Data:
+class Data(InOrder):
     """One split on a device.
 
     Attributes:
@@ -86,13 +97,6 @@ class Data:
         """The examples at ``indices``, augmented and standardised."""
         (examples,) = self.fetch([indices])
         return Batch(self.augmented(examples, augment, stream), examples.labels)
-
-    def in_order(self, size: int, share: range | None = None) -> Iterator[Batch]:
-        """All examples, or those in ``share``, once, in their order, ``size`` at a time; for evaluation."""
-        share = range(len(self.labels)) if share is None else share
-        chosen = torch.arange(share.start, share.stop)
-        for examples in self.fetch([some for some in chosen.split(size) if len(some)]):
-            yield Batch(self.augmented(examples, "none", torch.Generator()), examples.labels)
 
 
 def crop_and_flip(images: Tensor, stream: torch.Generator, of: tuple[int, int] | None = None) -> Tensor:

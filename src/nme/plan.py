@@ -92,7 +92,11 @@ class Estimate:
         """Of a training job."""
         recipe, operations = self.project.scale.recipes[cell.recipe], self.networks[cell.recipe][0]
         subset = self.project.scale.datasets[recipe.dataset]
-        steps = steps_of(recipe, subset.train) * self._gradient(cell) * METHODS.parse(cell.method).gradients
+        steps = (
+            steps_of(recipe, subset.train)
+            * self._gradient(cell, self.operations[cell.recipe])
+            * METHODS.parse(cell.method).gradients
+        )
         tested = subset.test or DATASETS[recipe.dataset].counts[1]
         return len(seeds) * (steps + recipe.epochs * tested * operations / self.operations[cell.recipe])
 
@@ -101,11 +105,11 @@ class Estimate:
         settings = self.project.scale.measurement
         batches = settings.examples / self.project.scale.recipes[cell.recipe].batch_size
         products = sum(_products(self.project, name) * len(at) for name, at in self.kept[cell].items())
-        return len(seeds) * products * 2.5 * self._gradient(cell) * batches
+        return len(seeds) * products * 2.5 * self._gradient(cell, self.speed.operations) * batches  # in fp32
 
-    def _gradient(self, cell: grid.Cell) -> float:
+    def _gradient(self, cell: grid.Cell, speed: float) -> float:
         recipe, operations = self.project.scale.recipes[cell.recipe], self.networks[cell.recipe][0]
-        return 3 * operations * recipe.batch_size / self.operations[cell.recipe] + self.speed.overhead
+        return 3 * operations * recipe.batch_size / speed + self.speed.overhead
 
 
 def cost(estimate: Estimate, figures: Iterable[str]) -> Cost:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from nme import processes
-from nme.batches import Examples
+from nme.batches import Examples, InOrder
 from nme.errors import NmeError
 from nme.grid import SHARDED_FILES
 from nme.prepare import sha256
@@ -32,7 +32,7 @@ BUFFER_SHARDS = 16
 
 
 @dataclass(frozen=True)
-class Streamed:
+class Streamed(InOrder):
     """One split on disk.
 
     Attributes:
@@ -106,13 +106,6 @@ class Streamed:
         inputs, sizes = (t.to(device) for t in _Decoded(self.shards, self.rows, [indices])[0])
         examples = Examples(inputs, self.labels[indices.to(device)], sizes)
         return Batch(self.augmented(examples, augment, stream), examples.labels)
-
-    def in_order(self, size: int, share: range | None = None) -> Iterator[Batch]:
-        """All examples, or those in ``share``, once, in their order, ``size`` at a time, cropped centrally."""
-        share = range(len(self.labels)) if share is None else share
-        chosen = torch.arange(share.start, share.stop)
-        for examples in self.fetch([some for some in chosen.split(size) if len(some)]):
-            yield Batch(self.augmented(examples, "none", torch.Generator()), examples.labels)
 
 
 class _Decoded(Dataset):
