@@ -2,9 +2,9 @@
 
     python benchmarks/steps.py [--repeats N] [NETWORK ...]
 
-A step is all of ``train.Member.advance``: batch, update, optimizer, sums. One thread. The methods of a network take turns
-in one process, all on one network; a ratio is of two times of the same turn, and the median over the turns is given.
-Peak memory is that of two steps, in a process of their own, beyond that of the process before them.
+A step is all of ``train.Member.advance``: batch, update, optimizer, sums. One thread. The methods take turns in one
+process, on one network; a ratio is of two times of the same turn, and the median over the turns is given. Peak memory
+is that of two steps, in a process of their own, beyond that of the process before them.
 
 Rows "straightforward" are the same update as one writes it in PyTorch with ``backward()``, on the same batches, without
 recording anything. With names of networks it prints and writes nothing.
@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from page import PAGE, ROOT, markdown_table, processor, replace_section
@@ -238,7 +237,7 @@ def versions() -> dict:
     return {"torch": str(torch.__version__), "threads": 1, "cpu": cpu}
 
 
-def table_of(rows: list[dict]) -> str:
+def page_of(rows: list[dict]) -> str:
     """The page's tables: time with counted operations and limit, and memory; a column a network."""
     from nme.methods import METHODS
 
@@ -301,7 +300,7 @@ def main() -> None:
     parquet.write(pa.Table.from_pylist(rows), output, record)
     draw(output, ROOT / "figures" / "bench.pdf", ROOT / "docs" / "images" / "bench.png")
     facts = "PyTorch {torch}, {threads} thread, {cpu}".format(**record)
-    replace_section("steps", f"{facts}, median of {options.repeats} turns.\n\n{table_of(rows)}")
+    replace_section("steps", f"{facts}, median of {options.repeats} turns.\n\n{page_of(rows)}")
     print(f"{output.relative_to(ROOT)}, figures/bench.pdf and {PAGE.relative_to(ROOT)} are written")
 
 

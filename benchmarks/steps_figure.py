@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MultipleLocator
 from page import ROOT
 
 from nme import parquet
@@ -28,6 +29,7 @@ LABELS = {
     "hessian_trace": "Hessian trace",
 }
 BAR = 0.8  # of the height of a method's row, for all its bars
+CIRCLE = {"markerfacecolor": "white", "markeredgecolor": "black", "markeredgewidth": 0.6}
 
 
 def look(by: str, variant: str) -> dict:
@@ -75,10 +77,12 @@ def _figure(rows: pd.DataFrame, record: dict, chosen: dict[str, str]):
             _bars(axes, here[here["method"] == method], place, colours[KIN.get(method, method)])
         axes.axvline(1, color="0.75", linewidth=0.5, zorder=0)
         sgd = here[(here["method"] == "sgd") & (here["by"] == "nme")].iloc[0]
-        axes.set_title(f"{network}\nbatch {sgd['batch_size']} · SGD {sgd['seconds'] * 1e3:.3g} ms")
+        axes.set_title(f"{network}\nbatch {sgd['batch_size']}\nSGD {sgd['seconds'] * 1e3:.3g} ms")
         axes.tick_params(axis="y", length=0)
     longest = rows[["over_sgd", "operations_over_sgd"]].max(axis=None)
-    grid[0].set_xlim(0, 1.17 * longest)
+    grid[0].set_xlim(0, 1.25 * longest)
+    grid[0].xaxis.set_major_locator(MultipleLocator(5))
+    grid[0].xaxis.set_minor_locator(MultipleLocator(1))
     grid[0].set_yticks(range(len(methods)), [LABELS.get(m, METHODS.parse(m).label) for m in methods])
     grid[0].set_ylim(len(methods) - 0.45, -0.55)
     _legend(figure, kinds)
@@ -89,39 +93,21 @@ def _figure(rows: pd.DataFrame, record: dict, chosen: dict[str, str]):
 
 
 def _bars(axes: Axes, cases: pd.DataFrame, place: int, colour: str) -> None:
-    """The bars of one method: time, with its number; the counted operations and the limit on each."""
+    """The bars of one method: time, with its number; the counted operations and the limit on each of ours."""
     height = BAR / max(2, len(cases))
     top = place - height * (len(cases) - 1) / 2
     for number, case in enumerate(cases.to_dict("records")):
-        y = top + number * height
+        y, ours = top + number * height, case["by"] == "nme"
         axes.barh(y, case["over_sgd"], 0.92 * height, color=colour, **look(case["by"], case["variant"]))
-        marks = [case["over_sgd"]]
-        if case["by"] == "nme":
-            edge = {"path_effects": None}
-            axes.plot(
-                case["operations_over_sgd"],
-                y,
-                "o",
-                markersize=2.6,
-                markerfacecolor="white",
-                markeredgecolor="black",
-                markeredgewidth=0.6,
-                zorder=4,
-                **edge,
-            )
-            low, high = y - 0.62 * height, y + 0.62 * height
-            axes.vlines(case["limit_over_sgd"], low, high, color="white", linewidth=2.2, zorder=3)
-            axes.vlines(case["limit_over_sgd"], low, high, color="black", linewidth=1.1, zorder=3)
-            marks += [case["operations_over_sgd"], case["limit_over_sgd"]]
-        axes.annotate(
-            f"{case['over_sgd']:.2f}",
-            (max(marks), y),
-            (3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=5 if case["by"] == "nme" else 4.5,
-            color="0.15" if case["by"] == "nme" else "0.45",
-        )
+        end = case["over_sgd"]
+        if ours:
+            counted, limit = case["operations_over_sgd"], case["limit_over_sgd"]
+            axes.vlines(limit, y - 0.65 * height, y + 0.65 * height, color="black", linewidth=1.1, zorder=3)
+            axes.plot(counted, y, "o", markersize=2.8, zorder=4, **CIRCLE)
+            end = max(end, counted, limit)
+        text = {"fontsize": 5, "color": "0.1"} if ours else {"fontsize": 4.5, "color": "0.45"}
+        place_of_text = {"xytext": (3.5, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{case['over_sgd']:.2f}", (end, y), **place_of_text, **text)
 
 
 def _legend(figure, kinds: list[tuple[str, str]]) -> None:
@@ -130,8 +116,7 @@ def _legend(figure, kinds: list[tuple[str, str]]) -> None:
     for by, variant in kinds:
         text = f"{names[by]}, {variant}" if len({v for _, v in kinds}) > 1 and by == "nme" else names[by]
         found[f"time: {text}"] = Patch(facecolor="0.35", **look(by, variant))
-    circle = {"marker": "o", "markersize": 3, "markerfacecolor": "white", "markeredgecolor": "black"}
-    found["operations counted"] = Line2D([], [], linestyle="", markeredgewidth=0.6, **circle)
+    found["operations counted"] = Line2D([], [], linestyle="", marker="o", markersize=3, **CIRCLE)
     found["operations, best formulation known"] = Line2D(
         [], [], linestyle="", marker="|", color="black", markersize=6, markeredgewidth=1.1
     )
