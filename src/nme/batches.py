@@ -2,9 +2,10 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,23 @@ from nme.errors import NmeError
 from nme.grid import DATASET_FILES
 from nme.prepare import sha256
 from nme.products import Batch
+
+if TYPE_CHECKING:
+    from nme.streamed import Streamed
+
+
+class Examples(NamedTuple):
+    """Some examples as they were prepared, on the device.
+
+    Attributes:
+        inputs: (b, *shape), uint8 for images, float32 for signals.
+        labels: (b,), int64.
+        sizes: (b, 2), height and width where images differ in size and ``inputs`` pads them; else None.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    sizes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -32,34 +50,63 @@ class Data:
     mean: Tensor
     std: Tensor
 
-    def standardised(self, inputs: Tensor) -> Tensor:
-        """Float32 with mean 0 and standard deviation 1 over the training split."""
-        return (inputs.float() - self.mean) / self.std
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input, as the network sees it."""
+        return tuple(self.inputs.shape[1:])
 
-    def in_order(self, size: int) -> Iterator[Batch]:
-        """All examples once, in their order, ``size`` at a time; for evaluation."""
-        for inputs, labels in zip(self.inputs.split(size), self.labels.split(size), strict=True):
-            yield Batch(self.standardised(inputs), labels)
+    def order(self, stream: torch.Generator) -> Tensor:
+        """The order of an epoch: a permutation of 0 … n − 1, on the CPU."""
+        return torch.randperm(len(self.labels), generator=stream)
+
+    def fetch(self, indices: Iterable[Tensor]) -> Iterator[Examples]:
+        """The examples of each of these batches, one batch after the other."""
+        for chosen in indices:
+            chosen = chosen.to(self.labels.device)
+            yield Examples(self.inputs[chosen], self.labels[chosen])
+
+    def augmented(
+        self, examples: Examples, augment: str, stream: torch.Generator, of: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Inputs as the network sees them: augmented and standardised, float32, (b, *shape).
+
+        Args:
+            examples: from ``fetch``.
+            augment: as in the recipe.
+            stream: of the batch, on the CPU.
+            of: ``(total, first)``: these are the examples from ``first`` on of a batch of ``total``, whose choices are
+                drawn together; None: they are the batch.
+        """
+        inputs = examples.inputs
+        if augment == "crop_flip":
+            inputs = crop_and_flip(inputs, stream, of)
+        return (inputs.float() - self.mean) / self.std
 
     def batch(self, indices: Tensor, augment: str, stream: torch.Generator) -> Batch:
         """The examples at ``indices``, augmented and standardised."""
-        inputs = self.inputs[indices]
-        if augment == "crop_flip":
-            inputs = crop_and_flip(inputs, stream)
-        return Batch(self.standardised(inputs), self.labels[indices])
+        (examples,) = self.fetch([indices])
+        return Batch(self.augmented(examples, augment, stream), examples.labels)
+
+    def in_order(self, size: int, share: range | None = None) -> Iterator[Batch]:
+        """All examples, or those in ``share``, once, in their order, ``size`` at a time; for evaluation."""
+        chosen = torch.arange(len(self.labels)) if share is None else torch.tensor(share)
+        for examples in self.fetch(chosen.split(size)):
+            yield Batch(self.augmented(examples, "none", torch.Generator()), examples.labels)
 
 
-def crop_and_flip(images: Tensor, stream: torch.Generator) -> Tensor:
+def crop_and_flip(images: Tensor, stream: torch.Generator, of: tuple[int, int] | None = None) -> Tensor:
     """Random crop after padding with zeros by 1/8 of the side, and random horizontal flip, image by image.
 
     Args:
         images: (B, C, H, W), any dtype.
         stream: on the CPU; the choices do not depend on the device.
+        of: as in ``Data.augmented``.
     """
     n, _, height, width = images.shape
+    total, first = of or (n, 0)
     pad = height // 8
-    choices = torch.randint(2 * pad + 1, (2, n), generator=stream), torch.rand(n, generator=stream) < 0.5
-    (top, left), flip = (c.to(images.device) for c in choices)
+    choices = torch.randint(2 * pad + 1, (2, total), generator=stream), torch.rand(total, generator=stream) < 0.5
+    (top, left), flip = (c[..., first : first + n].to(images.device) for c in choices)
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = left[:, None] + torch.arange(width, device=images.device)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
@@ -69,8 +116,16 @@ def crop_and_flip(images: Tensor, stream: torch.Generator) -> Tensor:
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def load(manifest: Path, device: torch.device) -> tuple[Data, Data, dict]:
+def load(
+    manifest: Path, device: torch.device, resolution: int | None = None, workers: int = 0
+) -> tuple["Data | Streamed", "Data | Streamed", dict]:
     """The training split, the test split and the manifest of a prepared dataset.
+
+    Args:
+        manifest: its path.
+        device: where batches are wanted.
+        resolution: of streamed images, as the network sees them: side of a square, px.
+        workers: processes that decode streamed images.
 
     Raises:
         NmeError: a file is missing or is not what the manifest says.
@@ -81,6 +136,10 @@ def load(manifest: Path, device: torch.device) -> tuple[Data, Data, dict]:
         described = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise NmeError(f"{manifest}: cannot be read ({error}); prepare the dataset again") from None
+    if "shards" in described:
+        from nme import streamed
+
+        return *streamed.load(manifest, described, device, resolution, workers), described
     shape = tuple(described["shape"])
     column = (-1, *(1 for _ in shape[1:]))
     mean, std = (torch.tensor(described[k], dtype=torch.float32, device=device).view(column) for k in ("mean", "std"))

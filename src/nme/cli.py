@@ -69,11 +69,12 @@ def _main(
 @app.command()
 def prepare(
     spec: Spec,
-    output: Annotated[Path, typer.Option(help="Folder for train.arrow, test.arrow and manifest.json.")],
+    output: Annotated[Path, typer.Option(help="Folder for the manifest and what it describes.")],
     data_dir: Annotated[Path | None, typer.Option(envvar="NME_DATA_DIR", help="Image sets you already have.")] = None,
     downloads: Annotated[Path | None, typer.Option(help="Where to download others to.")] = Path("results/downloads"),
+    threads: Annotated[int, typer.Option(help="Processes that convert a streamed dataset.")] = 1,
 ) -> None:
-    """Find, verify and convert a dataset."""
+    """Find, verify and convert a dataset; of a streamed one, run it again to continue a job that was stopped."""
     from nme.datasets import Places
     from nme.prepare import prepare
 
@@ -82,7 +83,7 @@ def prepare(
         hint = inside if "APPTAINER_CONTAINER" in os.environ else ""
         raise NmeError(f"data_dir is '{data_dir}', which is not a folder (give an existing one{hint})")
     folders = (data_dir.expanduser(),) if data_dir else ()
-    prepare(_settings(spec, "dataset", "train", "test"), Places(folders, downloads), output)
+    prepare(_settings(spec, "dataset", "train", "test"), Places(folders, downloads), output, threads)
 
 
 @app.command()
@@ -94,6 +95,7 @@ def train(
     checkpoint_seconds: Annotated[float, typer.Option(help="How often the state is saved.")] = 60,
 ) -> None:
     """Train the members of one cell; run it again to continue a job that was stopped."""
+    from nme import processes
     from nme.config import Recipe, check
     from nme.device import prepare_device
     from nme.progress import training_progress
@@ -101,10 +103,24 @@ def train(
 
     settings = _settings(spec, "recipe", "activation", "method", "strength", "seeds", "snapshots")
     recipe = check(Recipe, settings["recipe"], "recipe")
-    chosen = prepare_device(device, recipe.threads)
-    with training_progress(len(settings["seeds"]), recipe.epochs) as (report, log), _alone(settings, output) as made:
-        if not made:
-            train(settings, data, output, chosen, checkpoint_seconds, report, log)
+    if processes.started():
+        chosen = prepare_device(device, recipe.threads, recipe.precision)
+        with processes.joined(recipe.processes, chosen):
+            if processes.rank() > 0:
+                train(settings, data, output, chosen, checkpoint_seconds, log=lambda sentence: None)
+            else:
+                with training_progress(len(settings["seeds"]), recipe.epochs) as (report, log):
+                    train(settings, data, output, chosen, checkpoint_seconds, report, log)
+    elif recipe.processes > 1:
+        with _alone(settings, output) as made:
+            code = 0 if made else processes.launch(recipe.processes, sys.argv[1:], TEMPORARY_FAILURE)
+        if code:
+            raise typer.Exit(code)
+    else:
+        chosen = prepare_device(device, recipe.threads, recipe.precision)
+        with training_progress(len(settings["seeds"]), recipe.epochs) as (report, log), _alone(settings, output) as made:
+            if not made:
+                train(settings, data, output, chosen, checkpoint_seconds, report, log)
 
 
 @app.command()

@@ -150,6 +150,12 @@ class Dataset(Closed):
 
     train: Count | None = Field(None, description="Training examples, class-balanced; null: all.")
     test: Count | None = Field(None, description="Test examples, class-balanced; null: all.")
+    short_side: Count | None = Field(
+        None, description="Streamed datasets: px; larger images are stored with their shorter side reduced to it."
+    )
+    quality: Annotated[int, Field(ge=1, le=95)] | None = Field(
+        None, description="Streamed datasets: quality of the stored JPEGs, 1 to 95."
+    )
 
 
 ModelSpec = Annotated[Union[tuple(MODELS.values())], Field(discriminator="name")]  # noqa: UP007
@@ -161,12 +167,36 @@ class Recipe(Closed):
     dataset: _one_of("dataset", DATASETS) = Field(description="A dataset of this scale.")
     title: str = Field("", description="As written above a panel of a figure; empty: the recipe's name.")
     model: ModelSpec = Field(description="The network and its sizes.")
-    augment: Literal["none", "crop_flip"] = Field(
+    resolution: Count | None = Field(
+        None, description="Streamed datasets: px; side of the square that the network sees of an image."
+    )
+    augment: Literal["none", "crop_flip", "resized_crop_flip"] = Field(
         "none",
-        description="crop_flip: random crop after padding by 1/8 of the side, and random horizontal flip.",
+        description="crop_flip: random crop after padding by 1/8 of the side, and random horizontal flip."
+        " resized_crop_flip (streamed datasets): 8 to 100 % of the area, resized, and random horizontal flip.",
     )
     epochs: Count = Field(description="Passes over the training data.")
     batch_size: Count = Field(description="Examples per step; the last incomplete batch of an epoch is left out.")
+    m: Count | None = Field(
+        None,
+        description="Examples over which SAM and the penalties take their gradient: a step's direction is the mean over"
+        " groups of m examples; null: all of the batch.",
+    )
+    micro_batch: Count | None = Field(
+        None,
+        description="Most examples computed at once: a gradient is the mean over parts of this size, each with its own"
+        " statistics of batch norm; null: all of them.",
+    )
+    processes: Count = Field(
+        1, description="Processes that share a training, each with a GPU of its own; they need a micro_batch."
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="Of forward passes: tf32 is float32 with short products on a GPU, bf16 automatic mixed precision;"
+        " parameters, gradients, norms and updates are float32.",
+    )
+    channels_last: bool = Field(False, description="Memory order of images; faster on GPUs.")
+    compile: bool = Field(False, description="Compile the step (torch.compile): faster, and slower to start.")
     learning_rate: PositiveFloat = Field(description="Peak learning rate; cosine schedule to 0.")
     warmup_epochs: NonNegativeFloat = Field(0.0, description="Epochs of linear warm-up before the cosine.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
@@ -180,10 +210,36 @@ class Recipe(Closed):
 
     @model_validator(mode="after")
     def _images_for_crops(self) -> "Recipe":
-        shape = DATASETS[self.dataset].shape
-        if self.augment == "crop_flip" and len(shape) != 3:
+        dataset = DATASETS[self.dataset]
+        if dataset.streamed:
+            wrong, kind, allowed = self.augment == "crop_flip", "images of any size", "none, resized_crop_flip"
+        elif len(dataset.shape) == 3:
+            wrong, kind, allowed = self.augment == "resized_crop_flip", "images of one size", "none, crop_flip"
+        else:
+            wrong, kind, allowed = self.augment != "none", f"inputs {dataset.shape}, not images", "none"
+        if wrong:
+            raise ValueError(f"augment is '{self.augment}', but '{self.dataset}' has {kind} (allowed: {allowed})")
+        return self
+
+    @model_validator(mode="after")
+    def _resolution_of_streamed(self) -> "Recipe":
+        if DATASETS[self.dataset].streamed != (self.resolution is not None):
+            allowed = "a number of px, as 224" if self.resolution is None else "null: its inputs have one size"
+            raise ValueError(f"resolution is {self.resolution or 'null'} for '{self.dataset}' (allowed: {allowed})")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        group = self.m or self.batch_size
+        part = self.micro_batch or group
+        if self.batch_size % group:
+            raise ValueError(f"m is {self.m} (allowed: divisors of batch_size, {self.batch_size})")
+        if group % part:
+            of = f"m, {self.m}" if self.m else f"batch_size, {self.batch_size}"
+            raise ValueError(f"micro_batch is {self.micro_batch} (allowed: divisors of {of})")
+        if self.processes > group // part:
             raise ValueError(
-                f"augment is 'crop_flip', but '{self.dataset}' has inputs {shape}, not images (allowed: none)"
+                f"processes is {self.processes} (allowed: up to {group // part}, the parts of micro_batch examples)"
             )
         return self
 
@@ -192,6 +248,12 @@ class Recipe(Closed):
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs:g} (allowed: less than epochs, {self.epochs})")
         return self
+
+
+def input_shape(recipe: Recipe) -> tuple[int, ...]:
+    """Of one input as the recipe's network sees it, channels first."""
+    dataset = DATASETS[recipe.dataset]
+    return (*dataset.shape, recipe.resolution, recipe.resolution) if dataset.streamed else tuple(dataset.shape)
 
 
 class Measurement(Closed):
@@ -215,6 +277,16 @@ class Scale(Closed):
     )
     axes: dict[Identifier, Axis] = Field(description="Values of strengths and parameters, by name.")
     measurement: Measurement = Field(Measurement(), description="How curvature is measured.")
+
+    @model_validator(mode="after")
+    def _storage_of_streamed(self) -> "Scale":
+        for name, dataset in self.datasets.items():
+            for key in ("short_side", "quality"):
+                value, streamed = getattr(dataset, key), DATASETS[name].streamed
+                if streamed != (value is not None):
+                    allowed = "a number" if streamed else "null: it is not stored as JPEG"
+                    raise ValueError(f"datasets.{name}.{key} is {value or 'null'} (allowed: {allowed})")
+        return self
 
     @model_validator(mode="after")
     def _names_are_listed(self) -> "Scale":

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from nme.errors import NmeError
+from nme.image_folders import Listing, list_images
 
 DATASETS: dict[str, type["Dataset"]] = {}
 
@@ -57,11 +58,13 @@ class Dataset:
 
     Attributes:
         name: as in configurations and paths.
-        shape: of one input, channels first.
+        shape: of one input, channels first; of a streamed dataset (channels,), the rest being the recipe's resolution.
         classes: names in the order of the labels.
         counts: training and test examples.
+        streamed: whether it stays on disk, as shards of images; else it is read into memory.
     """
 
+    streamed = False
     counts: tuple[int, int]
     name: str
     shape: tuple[int, ...]
@@ -320,3 +323,74 @@ class Cifar10(Dataset):
         if not images:
             raise NmeError(f"{root}: has no *.png in its class folders")
         return Split(np.stack(images), np.asarray(labels, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image set as it was found: where, and the images of its splits."""
+
+    source: str
+    train: Listing
+    test: Listing
+
+
+class ImageFolders(Dataset):
+    """Colour images of any size, in ``{train,val}/<class>/*.JPEG``; too many to be read into memory.
+
+    Attributes:
+        folders: names that the set may have in a user's folder.
+    """
+
+    streamed = True
+    shape = (3,)
+    folders: tuple[str, ...]
+
+    def find(self, places: Places) -> Found:
+        """Find, list and count the images; no image is opened.
+
+        Raises:
+            NmeError: it is not there, a class or an image is missing, or there is something else; the message names
+                the folder or the file.
+        """
+        for folder in places.folders:
+            for root in (folder / name for name in self.folders):
+                if root.is_dir():
+                    train, test = (
+                        list_images(root / split, self.classes, count)
+                        for split, count in zip(("train", "val"), self.counts, strict=True)
+                    )
+                    whole = (len(train.images), len(test.images)) == self.counts
+                    return Found(f"{root}, {'whole' if whole else 'a sample'}", train, test)
+        looked = " or ".join(f"{name}/{{train,val}}/<WordNet id>/*.JPEG" for name in self.folders)
+        where = ", ".join(map(str, places.folders)) or "no folder (data_dir is not set)"
+        raise NmeError(
+            f"dataset not found: looked for {looked} in {where}; it cannot be downloaded: put it there, or set data_dir"
+            " (or NME_DATA_DIR) to the folder that has it"
+        )
+
+
+@register
+class Imagenet(ImageFolders):
+    """ImageNet (ILSVRC 2012), 1,000 classes: 1,281,167 train, and as test the 50,000 of the validation set."""
+
+    name = "imagenet"
+    counts = (1_281_167, 50_000)
+    classes = tuple((Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="ascii").split())
+    folders = ("imagenet",)
+
+
+@register
+class Imagenette(ImageFolders):
+    """Imagenette, version 2: ten classes of ImageNet that are easily told apart; 9,469 train and 3,925 test.
+
+    Tench, English springer, cassette player, chain saw, church, French horn, garbage truck, gas pump, golf ball,
+    parachute.
+    """
+
+    name = "imagenette"
+    counts = (9469, 3925)
+    classes = (
+        "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
+        "n03394916", "n03417042", "n03425413", "n03445777", "n03888257",
+    )  # fmt: skip
+    folders = ("imagenette", "imagenet10")

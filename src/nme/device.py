@@ -14,7 +14,7 @@ from nme.locks import Lock, take_lock
 _places: list[IO] = []  # of this process on its GPU, until it ends
 
 
-def prepare_device(name: str, threads: int) -> torch.device:
+def prepare_device(name: str, threads: int, precision: str = "fp32") -> torch.device:
     """The device called ``name`` (cpu, cuda or auto), set up so that the same work gives the same bits.
 
     Of several GPUs it is the one with the fewest processes of nme on it.
@@ -22,6 +22,7 @@ def prepare_device(name: str, threads: int) -> torch.device:
     Args:
         name: ``auto`` is a GPU if there is one, else the CPU.
         threads: of the CPU; results depend on it.
+        precision: ``tf32`` allows short products of float32 on a GPU; any other forbids them.
 
     Raises:
         NmeError: ``cuda`` without a usable GPU, or an unknown name.
@@ -35,7 +36,7 @@ def prepare_device(name: str, threads: int) -> torch.device:
     torch.use_deterministic_algorithms(True)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
     torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     if not present or name == "cpu":
         return torch.device("cpu")
     identifiers = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]

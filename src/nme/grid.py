@@ -15,10 +15,11 @@ from nme.methods import METHODS
 from nme.registry import number
 
 # Raise a stage's number when its results change for the same settings: Snakemake then makes them again.
-STAGE_VERSION = {"prepare": 1, "train": 1, "measure": 1, "landscape": 1, "tables": 1, "claims": 3, "plot": 2}
+STAGE_VERSION = {"prepare": 1, "train": 2, "measure": 1, "landscape": 1, "tables": 1, "claims": 3, "plot": 2}
 
 
 DATASET_FILES = {"train": "train.arrow", "test": "test.arrow", "manifest": "manifest.json"}
+SHARDED_FILES = {"shards": "shards", "manifest": "manifest.json"}  # of streamed datasets
 
 
 @dataclass(frozen=True, order=True)
@@ -170,9 +171,10 @@ def table_path(project: Project, name: str) -> str:
 
 def dataset_spec(project: Project, dataset: str) -> dict:
     """What decides the content of a prepared dataset."""
+    unused = None if DATASETS[dataset].streamed else {"short_side", "quality"}
     return {
         "dataset": dataset,
-        **project.scale.datasets[dataset].model_dump(),
+        **project.scale.datasets[dataset].model_dump(exclude=unused),
         "version": STAGE_VERSION["prepare"],
     }
 
@@ -347,5 +349,6 @@ def _colours(chosen: dict[str, str], names: list[str]) -> dict[str, str]:
 
 def dataset_files(project: Project, recipe: str) -> dict[str, str]:
     """The prepared files that a recipe trains on."""
-    folder = f"results/{project.config.scale}/data/{project.scale.recipes[recipe].dataset}"
-    return {name: f"{folder}/{file}" for name, file in DATASET_FILES.items()}
+    dataset = project.scale.recipes[recipe].dataset
+    files = SHARDED_FILES if DATASETS[dataset].streamed else DATASET_FILES
+    return {name: f"results/{project.config.scale}/data/{dataset}/{file}" for name, file in files.items()}

@@ -166,12 +166,12 @@ def measure(spec: dict, manifest: Path, snapshots: Path, output: Path, device: t
 
     began = time.monotonic()
     recipe = check(Recipe, spec["recipe"], "recipe")
-    data, _, described = batches.load(manifest, device)
+    data, _, described = batches.load(manifest, device, recipe.resolution, recipe.threads)
     classes = len(described["classes"])
     size = min(spec["examples"], len(data.labels) // classes * classes)
     chosen = torch.from_numpy(class_balanced(data.labels.cpu().numpy(), size, classes, "measurement.examples"))
-    batch = data.batch(chosen.to(device), "none", torch.Generator())
-    model = recipe.model.build(tuple(data.inputs.shape[1:]), classes, ACTIVATIONS.parse(spec["activation"])).to(device)
+    batch = data.batch(chosen, "none", torch.Generator())
+    model = recipe.model.build(data.shape, classes, ACTIVATIONS.parse(spec["activation"])).to(device)
     rows = []
     for seed in spec["seeds"]:
         for at in grid.snapshots(spec["quantities"]):

@@ -19,13 +19,16 @@ from nme.grid import DATASET_FILES
 SUBSET_SEED = 0
 
 
-def prepare(spec: dict, places: Places, folder: Path) -> None:
+def prepare(spec: dict, places: Places, folder: Path, threads: int = 1) -> None:
     """Find, verify, take the subset of, and convert a dataset.
+
+    A streamed one becomes shards, see ``prepare_shards``.
 
     Args:
         spec: ``grid.dataset_spec``.
         places: where to look for it.
         folder: gets train.arrow, test.arrow and manifest.json.
+        threads: processes that convert a streamed dataset.
 
     Raises:
         NmeError: it is missing or damaged, or has too few examples for the subset.
@@ -33,6 +36,10 @@ def prepare(spec: dict, places: Places, folder: Path) -> None:
     if spec["dataset"] not in DATASETS:
         raise NmeError(unknown("dataset", spec["dataset"], DATASETS))
     dataset = DATASETS[spec["dataset"]]()
+    if dataset.streamed:
+        from nme.prepare_shards import prepare_shards
+
+        return prepare_shards(dataset, spec, places, folder, threads)
     try:
         raw = dataset.read(places)
     except NmeError as error:

@@ -2,78 +2,225 @@
 
 Everything is exact (no finite differences), by ``torch.autograd.grad`` and its forward mode. Costs are in forward
 passes F; one gradient is 3 F.
+
+A batch may be the mean over several parts (``Split``), for memory, and shared out to processes. Losses, gradients and
+products are then those of the whole batch, in every process: L = (1/K) Σ L_k over its K parts, so ∇L and Hv are means,
+too. Each part has batch norm statistics of its own, whoever computes it, so the result does not depend on the number of
+processes, but for rounding. A graph is kept between two passes where the process has one part only; else the second
+pass computes the first one again, which costs 3 F.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn import functional
 
+from nme.models.layers import elementary_batch_norm
+
+
+class Split(NamedTuple):
+    """How a batch is cut into parts and shared out.
+
+    Attributes:
+        micro_batch: examples of a part; divides ``total``.
+        first: index of this process's first example in the whole batch; it has whole parts.
+        total: examples of the whole batch.
+    """
+
+    micro_batch: int
+    first: int
+    total: int
+
+    @property
+    def parts(self) -> int:
+        """Of the whole batch."""
+        return self.total // self.micro_batch
+
 
 class Batch(NamedTuple):
-    """Inputs (B, ...) and class labels (B,), on the model's device."""
+    """Inputs (b, ...) and class labels (b,) of this process, on the model's device.
+
+    Inputs in bfloat16 say that forward passes are to be computed in it.
+
+    Attributes:
+        split: None: the batch is whole, and one part.
+    """
 
     inputs: Tensor
     labels: Tensor
+    split: Split | None = None
+
+    @property
+    def size(self) -> int:
+        """Examples of the whole batch."""
+        return self.split.total if self.split else len(self.labels)
+
+    def parts(self) -> list["Batch"]:
+        """This process's parts, each as a batch of its own."""
+        if self.split is None:
+            return [self]
+        size = self.split.micro_batch
+        return [Batch(x, y) for x, y in zip(self.inputs.split(size), self.labels.split(size), strict=True)]
+
+    def own(self, drawn: Tensor) -> Tensor:
+        """This process's rows of something with a row for each example of the whole batch."""
+        first = self.split.first if self.split else 0
+        return drawn[first : first + len(self.labels)]
 
 
 class Gradient(NamedTuple):
     """The clean pass of one batch.
 
     Attributes:
-        loss: L = (1/B) Σ ℓ(z_i, y_i), a scalar without graph.
-        logits: z, shape (B, C); with its graph if it was asked for.
+        loss: L = (1/B) Σ ℓ(z_i, y_i) of the whole batch, a scalar without graph.
+        logits: z of this process's examples, shape (b, C), without graph.
         parameters: the parameters with a gradient, in the model's order.
-        gradient: g = ∇L, one tensor per parameter; with its graph if it was asked for.
+        gradient: g = ∇L of the whole batch, one tensor per parameter, without graph.
+        kept_logits: z with its graph, if it was asked for and the process has one part.
+        kept_gradient: that part's g with its graph, if it was asked for and the process has one part.
     """
 
     loss: Tensor
     logits: Tensor
     parameters: list[nn.Parameter]
     gradient: list[Tensor]
+    kept_logits: Tensor | None = None
+    kept_gradient: list[Tensor] | None = None
 
 
-def batch_gradient(model: nn.Module, batch: Batch, keep_graph: bool = False, keep_logits: bool = False) -> Gradient:
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """z, shape (b, C), in float32 or wider; of inputs in bfloat16 by ``torch.autocast``, parameters staying as they are.
+
+    What follows z, the loss and all norms, is in float32 or wider then, as are gradients of parameters.
+    """
+    low = inputs.dtype == torch.bfloat16
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
+        z = model(inputs)
+    return z.float() if low else z
+
+
+def batch_gradient(
+    model: nn.Module,
+    batch: Batch,
+    keep_graph: bool = False,
+    keep_logits: bool = False,
+    logits: Tensor | None = None,
+) -> Gradient:
     """Loss and gradient of the batch (cross-entropy, mean over the batch). Cost: 3 F.
 
     Args:
         model: maps inputs to logits (B, C). Batch norm follows the model's mode; its running statistics are
-            updated by this pass, in train mode, and by nothing else.
+            updated by this pass, in train mode, and by nothing else: once, by the mean over the parts.
         batch: inputs and labels.
         keep_graph: keep the graph of g, for ``hessian_product``.
         keep_logits: keep the graph of the logits, for ``gauss_newton_product``.
+        logits: z with its graph, ``kept_logits`` of an earlier pass with other labels, to compute it once.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    logits = model(batch.inputs)
-    loss = functional.cross_entropy(logits, batch.labels)
-    keep = keep_graph or keep_logits
-    gradient = list(torch.autograd.grad(loss, parameters, create_graph=keep_graph, retain_graph=keep))
-    return Gradient(loss.detach(), logits if keep_logits else logits.detach(), parameters, gradient)
+    statistics = _RunningStatistics(model if batch.split else None)
+    parts = batch.parts()
+    one = len(parts) == 1
+    outputs, sums, kept = [], None, None
+    for part in parts:
+        statistics.begin()
+        z = logits_of(model, part.inputs) if logits is None else logits
+        loss = functional.cross_entropy(z, part.labels)
+        keep = {"create_graph": keep_graph and one, "retain_graph": one and (keep_graph or keep_logits)}
+        found = list(torch.autograd.grad(loss, parameters, **keep))
+        kept = found if one and keep_graph else None
+        terms = [loss.detach(), *(g.detach() for g in found), *statistics.end()]
+        sums = terms if sums is None else list(torch._foreach_add(sums, terms))
+        outputs.append(z.detach())
+    loss, *means = _mean(batch, sums)
+    statistics.replace(means[len(parameters) :])
+    kept_logits = z if one and keep_logits else None
+    joined = outputs[0] if one else torch.cat(outputs)
+    return Gradient(loss, joined, parameters, means[: len(parameters)], kept_logits, kept)
 
 
-def hessian_product(clean: Gradient, vector: list[Tensor], keep_graph: bool = False) -> list[Tensor]:
+def mean_over_parts(batch: Batch, compute: Callable[[Batch], list[Tensor]]) -> list[Tensor]:
+    """The mean of what ``compute`` gives for each part of the whole batch; the same in every process."""
+    sums = None
+    for part in batch.parts():
+        found = compute(part)
+        # Not in place: autograd may give one tensor for two parameters.
+        sums = found if sums is None else list(torch._foreach_add(sums, found))
+    return _mean(batch, sums)
+
+
+def _mean(batch: Batch, sums: list[Tensor]) -> list[Tensor]:
+    if batch.split is None:
+        return sums
+    means = list(torch._foreach_div(sums, batch.split.parts))
+    if not distributed.is_initialized():
+        return means
+    flat = torch.cat([m.reshape(-1) for m in means])
+    distributed.all_reduce(flat)
+    return [part.view_as(m) for part, m in zip(flat.split([m.numel() for m in means]), means, strict=True)]
+
+
+class _RunningStatistics:
+    """Batch norm's running statistics over the parts of a batch: the mean of what each part alone would leave."""
+
+    def __init__(self, model: nn.Module | None):
+        """None: the batch is one part, and leaves what it leaves."""
+        modules = model.modules() if model else ()
+        layers = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        layers = [m for m in layers if m.training and m.track_running_stats]
+        self.counts = [m.num_batches_tracked for m in layers]
+        self.buffers = [buffer for m in layers for buffer in (m.running_mean, m.running_var)]
+        self.before = [buffer.clone() for buffer in (*self.counts, *self.buffers)]
+
+    def begin(self) -> None:
+        """Before a part."""
+        for buffer, before in zip((*self.counts, *self.buffers), self.before, strict=True):
+            buffer.copy_(before)
+
+    def end(self) -> list[Tensor]:
+        """After it: what it has left."""
+        return [buffer.clone() for buffer in self.buffers]
+
+    def replace(self, means: list[Tensor]) -> None:
+        """After all of them."""
+        for buffer, mean in zip(self.buffers, means, strict=True):
+            buffer.copy_(mean)
+
+
+def hessian_product(
+    model: nn.Module, batch: Batch, clean: Gradient, vector: list[Tensor], keep_graph: bool = False
+) -> list[Tensor]:
     """Hv, the derivative of g along ``vector`` held constant (paper.md §1), by one backward pass through g's graph.
 
     Cost: 6 F beyond the gradient (3.0 gradients in all, in a network of convolutions). Frees g's graph unless told
     to keep it.
 
     Args:
+        model: in the mode of the clean pass.
+        batch: that of the clean pass.
         clean: made with ``keep_graph=True``.
         vector: one tensor per parameter.
-        keep_graph: keep g's graph, for another product.
+        keep_graph: keep the graph, for another product.
     """
-    # A gradient that does not depend on the parameters (the last bias of a linear model, say) has no graph: Hv is 0.
-    pairs = [(g, v) for g, v in zip(clean.gradient, vector, strict=True) if g.requires_grad]
-    if not pairs:
-        return [torch.zeros_like(p) for p in clean.parameters]
-    outputs, vectors = zip(*pairs, strict=True)
-    options = {"retain_graph": keep_graph, "materialize_grads": True}
-    return list(torch.autograd.grad(outputs, clean.parameters, vectors, **options))
+
+    def of_part(part: Batch) -> list[Tensor]:
+        gradient = clean.kept_gradient
+        if gradient is None:
+            with frozen_statistics(model):
+                gradient = batch_gradient(model, part, keep_graph=True).kept_gradient
+        # A gradient that does not depend on the parameters (the last bias of a linear model) has no graph: Hv is 0.
+        pairs = [(g, v) for g, v in zip(gradient, vector, strict=True) if g.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(p) for p in clean.parameters]
+        outputs, vectors = zip(*pairs, strict=True)
+        options = {"retain_graph": keep_graph, "materialize_grads": True}
+        return list(torch.autograd.grad(outputs, clean.parameters, vectors, **options))
+
+    return mean_over_parts(batch, of_part)
 
 
 def gauss_newton_product(model: nn.Module, batch: Batch, clean: Gradient, vector: list[Tensor]) -> list[Tensor]:
@@ -88,18 +235,30 @@ def gauss_newton_product(model: nn.Module, batch: Batch, clean: Gradient, vector
         clean: made with ``keep_logits=True``.
         vector: one tensor per parameter.
     """
-    z, jv = logits_and_derivative(model, batch, vector)
-    pulled = softmax_hessian_product(z, jv) / len(z)
-    return list(torch.autograd.grad(clean.logits, clean.parameters, pulled, materialize_grads=True))
+
+    def of_part(part: Batch) -> list[Tensor]:
+        kept = clean.kept_logits
+        if kept is None:
+            with frozen_statistics(model):
+                kept = logits_of(model, part.inputs)
+        z, jv = logits_and_derivative(model, part, vector)
+        pulled = softmax_hessian_product(z, jv) / len(z)
+        return list(torch.autograd.grad(kept, clean.parameters, pulled, materialize_grads=True))
+
+    return mean_over_parts(batch, of_part)
 
 
 def logits_and_derivative(model: nn.Module, batch: Batch, vector: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Logits z and J v, both (B, C), by forward mode; running statistics are not touched. Cost: 3 F."""
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with forward_ad.dual_level(), frozen_statistics(model):
+
+    def moved(inputs: Tensor) -> Tensor:
         duals = {n: forward_ad.make_dual(p, v) for n, p, v in zip(names, parameters, vector, strict=True)}
-        return tuple(forward_ad.unpack_dual(functional_call(model, duals, batch.inputs)))
+        return functional_call(model, duals, inputs)
+
+    with forward_ad.dual_level(), frozen_statistics(model):
+        return tuple(forward_ad.unpack_dual(logits_of(moved, batch.inputs)))
 
 
 def softmax_hessian_product(logits: Tensor, vector: Tensor) -> Tensor:
@@ -111,6 +270,24 @@ def softmax_hessian_product(logits: Tensor, vector: Tensor) -> Tensor:
     p = logits.softmax(1)
     vector = vector - vector.gather(1, logits.argmax(1, keepdim=True))
     return p * (vector - (p * vector).sum(1, keepdim=True))
+
+
+def gauss_newton_form(model: nn.Module, batch: Batch, vector: list[Tensor]) -> Tensor:
+    """uᵀGu = (1/B) Σ (J_i u)ᵀ (∇²_z ℓ_i) (J_i u) of a batch in one part, a scalar with its graph. Cost: 3 F; its
+    gradient 5 F more.
+    """
+    with elementary_batch_norm(model):
+        z, ju = logits_and_derivative(model, batch, vector)
+    return (ju * softmax_hessian_product(z, ju)).sum() / len(z)
+
+
+def drawn_labels(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Labels ŷ_i ~ Cat(softmax z_i), shape (b,), where the distribution function passes ``uniforms``, (b,) in [0, 1).
+
+    Where logits are no numbers it is class 0; the loss is no number either then.
+    """
+    cumulative = logits.double().softmax(1).cumsum(1)
+    return (cumulative <= uniforms.to(cumulative)[:, None] * cumulative[:, -1:]).sum(1)
 
 
 @contextmanager
@@ -139,6 +316,7 @@ def displaced(parameters: list[nn.Parameter], displacement: list[Tensor]) -> Ite
             torch._foreach_copy_(parameters, before)
 
 
+@torch.compiler.disable
 def rademacher(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tensor]:
     """A probe u with independent entries ±1 for each parameter; E u uᵀ = I."""
     return [_signs(p.shape, stream).to(p) for p in parameters]
@@ -148,9 +326,16 @@ def _signs(shape: torch.Size, stream: torch.Generator) -> Tensor:
     return 2 * torch.randint(2, shape, generator=stream, dtype=torch.int8) - 1
 
 
+@torch.compiler.disable
 def normal(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tensor]:
     """A probe ε ~ N(0, I)."""
     return [torch.randn(p.shape, generator=stream).to(p) for p in parameters]
+
+
+@torch.compiler.disable
+def uniform(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
+    """Numbers from [0, 1), float64, on the CPU."""
+    return torch.rand(shape, generator=stream, dtype=torch.float64)
 
 
 def norm(tensors: list[Tensor]) -> Tensor:

@@ -3,25 +3,31 @@
 Training loss and accuracy are means over the steps of an epoch, each taken in the step's own forward pass, before its
 update (so with augmentation, if the recipe has it). Test loss and accuracy are taken after the epoch, in eval mode. A
 final accuracy is that of the last epoch: the test set chooses nothing.
+
+Several processes may share a training (``nme.processes``): each takes its part of every batch and of the test set, all
+have the same network, and the first one keeps the records.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 import torch
+from torch import nn
 from torch.nn import functional
 
-from nme import batches, grid, parquet
+from nme import batches, grid, parquet, processes
 from nme.activations import ACTIVATIONS
 from nme.checkpoint import Checkpoint, Snapshots, StopRequest
 from nme.config import Recipe, check
 from nme.device import device_name
 from nme.errors import Interrupted, NmeError
-from nme.methods import METHODS, Method
+from nme.methods import METHODS, Method, Update
+from nme.products import Batch, Split, logits_of
 from nme.provenance import provenance, spec_hash
 from nme.streams import derived_seed, stream
 
@@ -63,6 +69,40 @@ class Job:
         """Whole batches of the training data."""
         return len(self.train.labels) // self.recipe.batch_size
 
+    @property
+    def rows(self) -> range:
+        """Which examples of a batch are this process's: whole parts."""
+        part = self.recipe.micro_batch or self.recipe.batch_size
+        mine = processes.share(self.recipe.batch_size // part)
+        return range(mine.start * part, mine.stop * part)
+
+    @property
+    def split(self) -> Split | None:
+        """How a batch is cut into parts; None: it is one."""
+        size = self.recipe.micro_batch
+        return Split(size, self.rows.start, self.recipe.batch_size) if size else None
+
+    @cached_property
+    def update(self) -> Callable[[nn.Module, Batch, float, torch.Generator], Update]:
+        """The method's update, compiled if the recipe asks for it.
+
+        Not with a prescribed second derivative: a compiler does not follow ``nme.prescribed``.
+        """
+        compiles = self.recipe.compile and ACTIVATIONS.parse(self.activation).genuine
+        return compiled(self.method.update) if compiles else self.method.update
+
+    def as_computed(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs in the memory order and, for ``logits_of``, the precision of the recipe."""
+        if self.recipe.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs.bfloat16() if self.recipe.precision == "bf16" else inputs
+
+
+def compiled(update: Callable) -> Callable:
+    """``update`` by ``torch.compile``, with its gradients and products in one graph. Same results up to rounding."""
+    torch._dynamo.config.trace_autograd_ops = True
+    return torch.compile(update)
+
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
     """Linear warm-up, then a cosine to 0.
@@ -90,9 +130,10 @@ class Member:
         self.seed = seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "init"))
-            shape = tuple(job.train.inputs.shape[1:])
-            model = job.recipe.model.build(shape, job.classes, ACTIVATIONS.parse(job.activation))
+            model = job.recipe.model.build(job.train.shape, job.classes, ACTIVATIONS.parse(job.activation))
         self.model = model.to(job.device)
+        if job.recipe.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=job.recipe.learning_rate,
@@ -105,6 +146,7 @@ class Member:
         self.sums = self._zeros()
         self.seconds = 0.0
         self.rows: list[dict] = []
+        self._examples: Iterator[batches.Examples] | None = None  # those of the rest of the epoch
 
     def _zeros(self) -> torch.Tensor:
         """Sums over the epoch's steps of: loss, accuracy, gradient norm. On the device, so that steps need no wait."""
@@ -131,28 +173,32 @@ class Member:
         job, recipe = self.job, self.job.recipe
         if self.step == 0:
             self.model.train()
-        order = self._order()[self.step * recipe.batch_size : (self.step + 1) * recipe.batch_size]
-        batch = job.train.batch(order, recipe.augment, stream(self.seed, "augment", self.epoch, self.step))
+        if self._examples is None:
+            self._examples = job.train.fetch(self._rest_of_epoch())
+        examples = next(self._examples)
+        augment = stream(self.seed, "augment", self.epoch, self.step)
+        inputs = job.train.augmented(examples, recipe.augment, augment, (recipe.batch_size, job.rows.start))
         # At the middle of the step, so that neither the first nor the last one stands still.
         rate = learning_rate(recipe, self.epoch + (self.step + 0.5) / job.steps_per_epoch)
         noise = stream(self.seed, "noise", self.epoch, self.step)
-        update = job.method.update(self.model, batch, job.strength, noise)
+        batch = Batch(job.as_computed(inputs), examples.labels, job.split)
+        update = job.update(self.model, batch, job.strength, noise)
         for parameter, direction in zip(self.model.parameters(), update.direction, strict=True):
             parameter.grad = direction
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
-        correct = (update.logits.argmax(1) == batch.labels).double().mean()
-        self.sums += torch.stack([update.loss.double(), correct, update.gradient_norm.double()])
+        correct = processes.summed((update.logits.argmax(1) == examples.labels).double().sum())
+        self.sums += torch.stack([update.loss.double(), correct / recipe.batch_size, update.gradient_norm.double()])
         self.step += 1
         self.seconds += time.perf_counter() - began
         return self._end_epoch(rate) if self.step == job.steps_per_epoch else None
 
-    def _order(self) -> torch.Tensor:
-        if self.step == 0 or not hasattr(self, "_permutation"):
-            generator = stream(self.seed, "order", self.epoch)
-            permutation = torch.randperm(len(self.job.train.labels), generator=generator)
-            self._permutation = permutation.to(self.job.device)
-        return self._permutation
+    def _rest_of_epoch(self) -> list[torch.Tensor]:
+        """Indices of this process's examples, a tensor a step, from the current step on."""
+        size = self.job.recipe.batch_size
+        order = self.job.train.order(stream(self.seed, "order", self.epoch))
+        steps = order[: self.job.steps_per_epoch * size].split(size)[self.step :]
+        return [step[self.job.rows.start : self.job.rows.stop] for step in steps]
 
     def _end_epoch(self, rate: float) -> dict:
         began = time.perf_counter()
@@ -162,6 +208,7 @@ class Member:
         self.epoch += 1
         self.step = 0
         self.sums = self._zeros()
+        self._examples = None
         measured = {
             "train_loss": loss,
             "train_accuracy": accuracy,
@@ -181,11 +228,12 @@ class Member:
         """Mean loss and accuracy on the test split, in eval mode; sums are divided once, at the end."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.job.device)
-        for batch in self.job.test.in_order(EVALUATION_BATCH):
-            logits = self.model(batch.inputs)
+        share = processes.share(len(self.job.test.labels))
+        for batch in self.job.test.in_order(EVALUATION_BATCH, share):
+            logits = logits_of(self.model, self.job.as_computed(batch.inputs))
             loss = functional.cross_entropy(logits, batch.labels, reduction="sum")
             sums += torch.stack([loss.double(), (logits.argmax(1) == batch.labels).sum().double()])
-        loss, accuracy = (sums / len(self.job.test.labels)).tolist()
+        loss, accuracy = (processes.summed(sums) / len(self.job.test.labels)).tolist()
         return loss, accuracy
 
     def state(self) -> dict:
@@ -238,7 +286,7 @@ def train(
     began = time.monotonic()
     recipe = check(Recipe, spec["recipe"], "recipe")
     cell = grid.Cell.of("recipe", spec["activation"], spec["method"], spec["strength"])
-    data, test, described = batches.load(manifest, device)
+    data, test, described = batches.load(manifest, device, recipe.resolution, recipe.threads)
     if described["spec"]["dataset"] != recipe.dataset:
         raise NmeError(f"{manifest}: is of '{described['spec']['dataset']}', the recipe wants '{recipe.dataset}'")
     method, strength, classes = METHODS.parse(cell.method), float(cell.strength), len(described["classes"])
@@ -258,7 +306,8 @@ def train(
     rows, earlier, devices = (state["rows"], state["seconds"], state["devices"]) if state else ([], 0.0, [])
     devices = list(dict.fromkeys([*devices, device_name(device)]))  # a job may go on elsewhere
     steps = recipe.epochs * job.steps_per_epoch
-    snapshots = Snapshots(output.with_name("snapshots"), spec["snapshots"], steps, fresh=state is None)
+    first = processes.rank() == 0  # who keeps the records
+    snapshots = Snapshots(output.with_name("snapshots"), spec["snapshots"], steps, state is None) if first else None
     done = {row["seed"] for row in rows}
     with StopRequest() as stop:
         for seed in spec["seeds"]:
@@ -268,19 +317,23 @@ def train(
             if state and state["member"] and state["member"]["seed"] == seed:
                 member.restore(state["member"])
             while not member.finished:
-                snapshots.take(seed, member.steps, member.model)
+                if first:
+                    snapshots.take(seed, member.steps, member.model)
                 row = member.advance()
                 if row:
                     report(row)
-                stopped_by = stop.received
-                if stopped_by or checkpoint.due():
+                # All stop after the same step, or those left would wait for ever.
+                stopped_by = processes.any_of(bool(stop.received), device) and (stop.received or "another process")
+                if first and (stopped_by or checkpoint.due()):
                     seconds = earlier + time.monotonic() - began
                     checkpoint.save({"rows": rows, "member": member.state(), "seconds": seconds, "devices": devices})
                 if stopped_by:
                     raise Interrupted(f"stopped by {stopped_by}; run it again to continue from {checkpoint.path}")
-            if not member.diverged:  # else this may be the step of a snapshot, by chance
+            if first and not member.diverged:  # else this may be the step of a snapshot, by chance
                 snapshots.take(seed, member.steps, member.model)
             rows = rows + member.rows
+    if not first:
+        return
     record = provenance(
         spec,
         earlier + time.monotonic() - began,

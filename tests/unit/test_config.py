@@ -83,7 +83,7 @@ def test_every_figure_has_a_drawing_and_every_drawing_a_figure():
 
 SCALE, FIGURE, STYLE = "scales/tiny.yaml", "figures/fig2.yaml", "style.yaml"
 OVER_BETA, MEASURES, CLAIMS = "figures/fig3.yaml", "figures/fig6.yaml", "figures/claims.yaml"
-DATASETS_ALLOWED = "(allowed: cifar10, digits, fashion_mnist, mnist1d)"
+DATASETS_ALLOWED = "(allowed: cifar10, digits, fashion_mnist, imagenet, imagenette, mnist1d)"
 TINY = yaml.safe_load((ROOT / "config/scales/tiny.yaml").read_text())
 AXES_ALLOWED, PANELS_ALLOWED = (f"(allowed: {', '.join(sorted(TINY[key]))})" for key in ("axes", "panels"))
 ONE_SOURCE = "give exactly one of 'grid', 'landscape' and 'claims'"
@@ -131,7 +131,7 @@ MISTAKES = [
      ["recipes.digits_mlp.model.name", "model 'mpl'", "did you mean 'mlp'?", "(allowed: cnn, mlp, "]),
     (SCALE, "recipes.digits_mlp.model.name", ABSENT, ["recipes.digits_mlp.model.name", "missing"]),
     (SCALE, "recipes.digits_mlp.augment", "flip",
-     ["recipes.digits_mlp.augment", "'flip'", "'none' or 'crop_flip'"]),
+     ["recipes.digits_mlp.augment", "'flip'", "'none', 'crop_flip' or 'resized_crop_flip'"]),
     (SCALE, "recipes.mnist1d_cnn.augment", "crop_flip",
      ["recipes.mnist1d_cnn", "augment is 'crop_flip'", "'mnist1d'", "(allowed: none)"]),
     (SCALE, "axes.Rho", [1], ["axes.Rho", "'Rho'", "[a-z]"]),
@@ -149,7 +149,7 @@ MISTAKES = [
     (SCALE, "recipes.digits_mlp.model.channels", [8],
      ["recipes.digits_mlp.model", "key 'channels'", "(allowed: batch_norm, name, widths)"]),
     (SCALE, "datasets.digits.trian", 10,
-     ["datasets.digits", "key 'trian'", "did you mean 'train'?", "(allowed: test, train)"]),
+     ["datasets.digits", "key 'trian'", "did you mean 'train'?", "(allowed: quality, short_side, test, train)"]),
     (FIGURE, "captoin", "x", ["key 'captoin'", "did you mean 'caption'?", "landscape"]),
     (FIGURE, "grid.activations", ["relu"],
      ["grid", "key 'activations'", "did you mean 'activation'?", "(allowed: activation, method, panels)"]),

@@ -205,13 +205,13 @@ def test_a_quantity_is_given_the_network_in_eval_mode(data, kept, seen, tmp_path
 
 def test_a_quantity_is_given_a_fixed_balanced_part_of_the_training_data(data, kept, seen, tmp_path):
     measure(settings({"spy": TIMES}), data, kept, tmp_path / "measured.parquet", CPU)
-    inputs, labels = seen[0][1]
+    inputs, labels, _ = seen[0][1]
     assert torch.bincount(labels).tolist() == [EXAMPLES // 10] * 10
     for _, batch, *_ in seen:
         assert torch.equal(batch.inputs, inputs)
         assert torch.equal(batch.labels, labels)
     split, _, _ = batches.load(data, CPU)
-    every = split.standardised(split.inputs)
+    every = split.batch(torch.arange(len(split.labels)), "none", torch.Generator()).inputs
     where = [(every - one).flatten(1).abs().amax(1).argmin().item() for one in inputs]
     assert len(set(where)) == EXAMPLES, "each example once"
     assert torch.equal(every[where], inputs)

@@ -5,6 +5,7 @@ The reference draws the same numbers from a generator with the same seed, by cod
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from dense_reference import NETWORKS, Dense, central_differences, example, flat, relative_error
@@ -143,7 +144,8 @@ class TestGaussNewtonTrace:
         model, batch = example(network, GELU, batch_norm)
         dense = Dense(model, batch)
         p = logits(dense, dense.theta).detach().softmax(1)
-        labels = torch.multinomial(p, 1, generator=stream(5, "noise"))[:, 0]
+        uniforms = torch.rand(len(p), generator=stream(5, "noise"), dtype=torch.float64)
+        labels = torch.tensor([np.searchsorted(np.cumsum(row), u) for row, u in zip(p.numpy(), uniforms.numpy(), strict=True)])
         drawn = Dense(model, Batch(batch.inputs, labels))
 
         def penalty(theta):

@@ -98,7 +98,7 @@ def test_training_inputs_are_standardised_per_channel(tmp_path, monkeypatch):
     monkeypatch.setitem(DATASETS, "colour", colour)
     prepare(settings_of("colour"), Places(), tmp_path)
     train, test, _ = batches.load(tmp_path / "manifest.json", CPU)
-    standardised = train.standardised(train.inputs).double().transpose(0, 1).flatten(1)
+    standardised = train.batch(torch.arange(60), "none", torch.Generator()).inputs.double().transpose(0, 1).flatten(1)
     torch.testing.assert_close(standardised.mean(1), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-6)
     torch.testing.assert_close(standardised.std(1, correction=0), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-6)
     assert torch.equal(test.mean, train.mean)

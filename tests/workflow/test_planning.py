@@ -29,23 +29,24 @@ def test_a_figure_is_a_target_and_wants_only_its_own_cells(project):
     assert planned == {"prepare": 2, "train": cells, "tables": 1, "plot": 1}
 
 
-def test_the_slurm_profile_plans_the_largest_scale_on_gpus(project):
+def test_the_slurm_profile_plans_the_papers_scale_on_gpus(project):
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         pytest.skip("snakemake-executor-plugin-slurm is not installed")
     if shutil.which("apptainer") is None:
         pytest.skip("no apptainer on the PATH")
     text = project.run("snakemake", "--profile", "slurm", "-n", "figures/fig2.pdf")
-    assert jobs(text)["train"] == 2 * 2 * 8 * 5  # one seed a job
+    assert jobs(text)["train"] == 3 * 2 * 8 * 5  # one seed a job
     wanted = [line for line in text.splitlines() if "slurm_partition=gpu" in line]
-    assert len(wanted) == 160
-    assert all("gpu=1" in line for line in wanted)
-    assert "results/workstation/" in text
+    assert len(wanted) == 240
+    assert sum("gpu=8," in line for line in wanted) == 80, "ImageNet"
+    assert sum("gpu=1," in line for line in wanted) == 160
+    assert "results/paper/" in text
 
 
 def test_the_profile_of_a_machine_with_gpus(project):
     text = project.run("snakemake", "--profile", "profiles/gpus", "-n", "figures/fig2.pdf")
     assert jobs(text)["train"] == 160
-    assert text.count("gpu=1") == 160
+    assert text.count("gpu=1") == 160, "a GPU a job"
     assert "results/workstation/" in text
 
 

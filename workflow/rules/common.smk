@@ -6,6 +6,7 @@ from snakemake.exceptions import WorkflowError
 
 from nme import grid
 from nme.config import load_project
+from nme.datasets import DATASETS
 from nme.environment import export
 from nme.errors import NmeError
 from nme.image import check_image
@@ -48,6 +49,10 @@ def figures_of_kind(*kinds):
 
 def recipe_of(wildcards):
     return PROJECT.scale.recipes[wildcards.recipe]
+
+
+def gpus_of(wildcards):
+    return recipe_of(wildcards).processes if PROJECT.config.device != "cpu" else 0
 
 
 def cell_of(wildcards):

@@ -14,6 +14,7 @@ rule measure:
         "logs/{scale}/measure/{recipe}/{activation}/{method}/{strength}/seed={seeds}.benchmark.tsv"
     threads: lambda wildcards: recipe_of(wildcards).threads
     resources:
+        gpu=lambda wildcards: min(1, gpus_of(wildcards)),
         mem_mb=lambda wildcards, attempt: recipe_of(wildcards).memory_mb * attempt,
         runtime=lambda wildcards, attempt: recipe_of(wildcards).runtime_minutes
         * attempt,

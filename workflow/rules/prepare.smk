@@ -1,7 +1,7 @@
 # ------------------------------------------------------------------ prepare
 
 
-# find, verify and convert a dataset, once
+# find, verify and convert a dataset that is read into memory, once
 rule prepare:
     output:
         train="results/{scale}/data/{dataset}/train.arrow",
@@ -9,6 +9,8 @@ rule prepare:
         manifest="results/{scale}/data/{dataset}/manifest.json",
     log:
         "logs/{scale}/data/{dataset}.log",
+    wildcard_constraints:
+        dataset="|".join(n for n, d in DATASETS.items() if not d.streamed),
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
@@ -17,3 +19,23 @@ rule prepare:
         folder=subpath(output.manifest, parent=True),
     shell:
         "nme prepare --spec {params.spec:q} --output {params.folder} > {log} 2>&1"
+
+
+# the same for one that stays on disk; a job that was stopped continues
+rule prepare_shards:
+    output:
+        shards=directory("results/{scale}/data/{dataset}/shards"),
+        manifest="results/{scale}/data/{dataset}/manifest.json",
+    log:
+        "logs/{scale}/data/{dataset}.log",
+    wildcard_constraints:
+        dataset="|".join(n for n, d in DATASETS.items() if d.streamed),
+    threads: 16
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
+    params:
+        spec=dataset_settings,
+        folder=subpath(output.manifest, parent=True),
+    shell:
+        "exec nme prepare --spec {params.spec:q} --output {params.folder} --threads {threads} > {log} 2>&1"

@@ -15,8 +15,9 @@ rule train:
         "logs/{scale}/train/{recipe}/{activation}/{method}/{strength}/seed={seeds}.log",
     benchmark:
         "logs/{scale}/train/{recipe}/{activation}/{method}/{strength}/seed={seeds}.benchmark.tsv"
-    threads: lambda wildcards: recipe_of(wildcards).threads
+    threads: lambda wildcards: recipe_of(wildcards).threads * recipe_of(wildcards).processes
     resources:
+        gpu=gpus_of,
         mem_mb=lambda wildcards, attempt: recipe_of(wildcards).memory_mb * attempt,
         runtime=lambda wildcards, attempt: recipe_of(wildcards).runtime_minutes
         * attempt,

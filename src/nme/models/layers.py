@@ -33,12 +33,14 @@ class Conv1d(nn.Conv1d):
     are views.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (kernel,), (stride,), (padding,) = self.kernel_size, self.stride, self.padding
         x = functional.pad(x.transpose(1, 2), (0, 0, padding, padding)).flatten(1)  # (B, L·C)
         windows = x.unfold(1, kernel * self.in_channels, stride * self.in_channels)  # (B, L', kernel·C)
-        weight = self.weight.transpose(1, 2).flatten(1)  # (C', kernel·C)
-        return functional.linear(windows, weight, self.bias).transpose(1, 2)
+        if not weight.requires_grad:  # else PyTorch copies them by itself; here it would multiply one by one
+            windows = windows.contiguous()
+        weight = weight.transpose(1, 2).flatten(1)  # (C', kernel·C)
+        return functional.linear(windows, weight, bias).transpose(1, 2)
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -49,7 +51,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.elementary):
             return super().forward(x)
-        others = [d for d in range(x.dim()) if d != 1]
+        dtype, others = x.dtype, [d for d in range(x.dim()) if d != 1]
+        x = x.to(torch.promote_types(dtype, torch.float32))
         mean = x.mean(others, keepdim=True)
         centred = x - mean
         variance = centred.square().mean(others, keepdim=True)
@@ -60,7 +63,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
                 self.running_mean.lerp_(mean.flatten(), self.momentum)
                 self.running_var.lerp_(variance.flatten() * n / (n - 1), self.momentum)
         column = (-1, *(1 for _ in others[1:]))
-        return centred * (variance + self.eps).rsqrt() * self.weight.view(column) + self.bias.view(column)
+        normal = centred * (variance + self.eps).rsqrt()
+        return (normal * self.weight.view(column) + self.bias.view(column)).to(dtype)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

@@ -1,0 +1,104 @@
+"""Forward passes in bfloat16, images in another memory order, compiled steps: against float32, eager and in order."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from dense_reference import flat, relative_error
+
+from nme import train
+from nme.activations import ACTIVATIONS
+from nme.config import Recipe
+from nme.device import prepare_device
+from nme.methods import METHODS
+from nme.models import MODELS
+from nme.products import Batch, batch_gradient, logits_of
+from nme.streams import stream
+
+NETWORKS = {
+    "mlp": ((1, 8, 8), {"widths": [64, 64], "batch_norm": True}),
+    "cnn": ((3, 16, 16), {"channels": [16, 32], "kernel": 3, "stride": 2}),
+    "wide_resnet": ((3, 16, 16), {"depth": 10, "widen": 1}),
+}
+STRENGTH = 0.1
+
+
+def network(name, activation="gelu", examples=64):
+    shape, settings = NETWORKS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MODELS[name](name=name, **settings).build(shape, 10, ACTIVATIONS.parse(activation))
+        return model, Batch(torch.randn(examples, *shape), torch.randint(10, (examples,)))
+
+
+def direction(method, model, batch, compiled=False):
+    update = train.compiled(method.update) if compiled else method.update
+    return flat(update(deepcopy(model), batch, STRENGTH, stream(0, "noise")).direction)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_directions_in_bf16_are_those_in_fp32(method, name):
+    """The documented bound: a cosine of 0.99 at least."""
+    model, batch = network(name)
+    low = batch._replace(inputs=batch.inputs.bfloat16())
+    found, expected = direction(method, model, low), direction(method, model, batch)
+    assert found.dtype == torch.float32
+    assert torch.cosine_similarity(found, expected, dim=0) > 0.99
+    assert 0.95 < found.norm() / expected.norm() < 1.05
+    assert not torch.equal(found, expected), "it was computed in bf16"
+
+
+def test_what_follows_the_forward_pass_is_in_fp32():
+    model, batch = network("wide_resnet")
+    low = batch._replace(inputs=batch.inputs.bfloat16())
+    seen = []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    clean = batch_gradient(model, low, keep_graph=True)
+    assert seen == [torch.bfloat16]
+    assert logits_of(model, low.inputs).dtype == torch.float32
+    assert {t.dtype for t in (clean.loss, clean.logits, *clean.gradient, *clean.kept_gradient)} == {torch.float32}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_images_in_another_memory_order_give_the_same_direction(method):
+    model, batch = network("wide_resnet")
+    expected = direction(method, model, batch)
+    last = batch._replace(inputs=batch.inputs.contiguous(memory_format=torch.channels_last))
+    found = direction(method, model.to(memory_format=torch.channels_last), last)
+    assert relative_error(found, expected) < 1e-4
+
+
+def test_a_recipe_says_which(monkeypatch):
+    settings = {"dataset": "digits", "model": {"name": "wide_resnet", "depth": 10, "widen": 1}, "epochs": 1}
+    recipe = Recipe(**settings, batch_size=8, learning_rate=0.1, precision="bf16", channels_last=True, compile=True)
+    job = train.Job(recipe, "gelu", METHODS.parse("sgd"), 0.0, None, None, 10, torch.device("cpu"))
+    inputs = job.as_computed(torch.randn(8, 3, 8, 8))
+    assert inputs.dtype == torch.bfloat16
+    assert inputs.is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(train, "compiled", lambda update: "compiled")
+    assert job.update == "compiled"
+    prescribed = train.Job(recipe, "augmented_relu-beta=2", METHODS.parse("sgd"), 0.0, None, None, 10, None)
+    assert prescribed.update == prescribed.method.update, "a compiler does not follow it"
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("tf32", True), ("bf16", False)])
+def test_short_products_of_float32_only_where_the_recipe_allows_them(precision, allowed):
+    prepare_device("cpu", 1, precision)
+    assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed
+    prepare_device("cpu", 1)
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_eager_ones(method):
+    """The documented tolerance: 1e-4 of the direction's norm."""
+    model, batch = network("mlp", "beta_gelu-beta=2", examples=32)
+    torch.compiler.reset()
+    assert relative_error(direction(method, model, batch, compiled=True), direction(method, model, batch)) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_compiled_gradient_penalty_of_a_wide_residual_network_is_the_eager_one():
+    model, batch = network("wide_resnet", examples=32)
+    torch.compiler.reset()
+    method = METHODS.parse("grad_norm")
+    assert relative_error(direction(method, model, batch, compiled=True), direction(method, model, batch)) < 1e-4
