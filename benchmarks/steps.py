@@ -39,6 +39,7 @@ ACTIVATION = "gelu"
 STRENGTH, LEARNING_RATE = 1e-4, 1e-4
 VARIANTS = {"eager": {}}  # what each adds to a recipe
 REPEATS = 15
+STEPS_PER_EPOCH = 50
 TURN_SECONDS = 0.1  # a method's turn is as many steps as fit, at least one
 
 Step = Callable[[], object]
@@ -74,7 +75,7 @@ def member_of(network: str, variant: str = "eager"):
     recipe = check(Recipe, settings, network)
     shape = SHAPES.get(network, DATASETS[recipe.dataset].shape)
     torch.manual_seed(0)
-    examples = 3 * recipe.batch_size  # a step that is neither the first nor the last one of its epoch
+    examples = STEPS_PER_EPOCH * recipe.batch_size
     column = (shape[0], *(1 for _ in shape[1:]))
     inputs, labels = torch.randn(examples, *shape), torch.randint(10, (examples,))
     data = Data(inputs, labels, torch.zeros(column), torch.ones(column))
@@ -89,7 +90,9 @@ def step_of(member, method: str) -> Step:
     job = replace(member.job, method=METHODS.parse(method), strength=STRENGTH)
 
     def step():
-        member.job, member.step = job, 1
+        member.job = job
+        if member.step == STEPS_PER_EPOCH - 1:  # its last step would evaluate, too
+            member.step, member._examples = 0, None
         member.advance()
 
     return step
@@ -110,13 +113,13 @@ def straightforward_steps(member) -> dict[str, Step]:
     unused = stream(0, "augment")
 
     def sgd():
-        x, y = member.job.train.batch(order, recipe.augment, unused)
+        x, y, _ = member.job.train.batch(order, recipe.augment, unused)
         optimizer.zero_grad()
         cross_entropy(model(x), y).backward()
         optimizer.step()
 
     def sam():
-        x, y = member.job.train.batch(order, recipe.augment, unused)
+        x, y, _ = member.job.train.batch(order, recipe.augment, unused)
         optimizer.zero_grad()
         cross_entropy(model(x), y).backward()
         before = [p.detach().clone() for p in parameters]
@@ -132,7 +135,7 @@ def straightforward_steps(member) -> dict[str, Step]:
         optimizer.step()
 
     def gradient_penalty():
-        x, y = member.job.train.batch(order, recipe.augment, unused)
+        x, y, _ = member.job.train.batch(order, recipe.augment, unused)
         optimizer.zero_grad()
         loss = cross_entropy(model(x), y)
         gradient = torch.autograd.grad(loss, parameters, create_graph=True)
