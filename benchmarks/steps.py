@@ -1,13 +1,15 @@
 """The step of each training method beside that of plain SGD: time, counted operations, peak memory.
 
-    python benchmarks/steps.py [--repeats N] [NETWORK ...]
+    python benchmarks/steps.py [--repeats N] [--eager] [NETWORK ...]
 
 A step is all of ``train.Member.advance``: batch, update, optimizer, sums. One thread. The methods take turns in one
 process, on one network; a ratio is of two times of the same turn, and the median over the turns is given. Peak memory
 is that of two steps, in a process of their own, beyond that of the process before them.
 
 Rows "straightforward" are the same update as one writes it in PyTorch with ``backward()``, on the same batches, without
-recording anything. With names of networks it prints and writes nothing.
+recording anything. Compiled steps are those of recipes with ``compile``; what compiling takes is not in them, and their
+memory is not measured, since the compiler's would be in it. With names of networks, or ``--eager``, it prints and writes
+nothing.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -37,7 +39,7 @@ SHAPES = {"ResNet-50": (3, 64, 64)}  # where it is not the dataset's
 ACTIVATION = "gelu"
 # Time does not depend on them, as long as all numbers stay ordinary ones.
 STRENGTH, LEARNING_RATE = 1e-4, 1e-4
-VARIANTS = {"eager": {}}  # what each adds to a recipe
+VARIANTS = {"eager": {}, "compiled": {"compile": True}}  # what each adds to a recipe
 REPEATS = 15
 STEPS_PER_EPOCH = 50
 TURN_SECONDS = 0.1  # a method's turn is as many steps as fit, at least one
@@ -145,11 +147,11 @@ def straightforward_steps(member) -> dict[str, Step]:
     return {"sgd": sgd, "sam": sam, "grad_norm": gradient_penalty}
 
 
-def cases() -> list[Case]:
+def cases(variants: Iterable[str]) -> list[Case]:
     """All bars of a network, SGD first."""
     from nme.methods import METHODS
 
-    ours = [Case(method, "nme", variant) for variant in VARIANTS for method in METHODS]
+    ours = [Case(method, "nme", variant) for variant in variants for method in METHODS]
     return [*ours, *(Case(method, "straightforward", "eager") for method in ("sgd", "sam", "grad_norm"))]
 
 
@@ -185,15 +187,16 @@ def _seconds(step: Step, count: int) -> float:
     return (time.perf_counter() - began) / count
 
 
-def measured(network: str, repeats: int) -> list[dict]:
+def measured(network: str, repeats: int, variants: list[str]) -> list[dict]:
     """A row a case, without memory; in this process."""
     import torch
     from operations import counted, forward_operations, limits
 
     torch.set_num_threads(1)
-    steps = steps_of(network, cases())
+    steps = steps_of(network, cases(variants))
     seconds = timed(steps, repeats)
-    operations = {case: counted(step) for case, step in steps.items()}
+    # A compiled step multiplies what the eager one does, where no counter sees it.
+    operations = {case: counted(step) for case, step in steps.items() if case.variant == "eager"}
     member = member_of(network)
     best = limits(*forward_operations(member.model, member.job.train.inputs[: member.job.recipe.batch_size]))
     rows = []
@@ -203,8 +206,9 @@ def measured(network: str, repeats: int) -> list[dict]:
         row = {"network": network, "batch_size": member.job.recipe.batch_size, **case._asdict()}
         row |= {"seconds": statistics.median(seconds[case]), "turns": repeats}
         row |= {"over_sgd": statistics.median(ratios), "over_sgd_quartile_low": low, "over_sgd_quartile_high": high}
-        row |= {"operations": operations[case], "operations_over_sgd": operations[case] / best["sgd"]}
-        rows.append({**row, "limit_over_sgd": best[case.method] / best["sgd"] if case.method in best else None})
+        eager = operations[case._replace(variant="eager")]
+        row |= {"operations": eager, "operations_over_sgd": eager / best["sgd"]}
+        rows.append({**row, "limit_over_sgd": best[case.method] / best["sgd"]})
     return rows
 
 
@@ -255,8 +259,8 @@ def page_of(rows: list[dict]) -> str:
     def ratio(row: dict) -> str:
         return f"**{row['over_sgd']:.2f}** · {row['operations_over_sgd']:.2f} · {row['limit_over_sgd']:.2f}"
 
-    def block(cell: Callable[[dict], str]) -> str:
-        body = [[label(case), *(cell(found[(n, *case)]) for n in networks)] for case in lines]
+    def block(cell: Callable[[dict], str], shown: list[Case] = lines) -> str:
+        body = [[label(case), *(cell(found[(n, *case)]) for n in networks)] for case in shown]
         return markdown_table(["", *networks], body)
 
     sgd = [f"{found[(n, *SGD)]['seconds'] * 1e3:.3g} ms" for n in networks]
@@ -266,7 +270,7 @@ def page_of(rows: list[dict]) -> str:
             block(ratio),
             f"A step of SGD: {', '.join(f'{n} {s}' for n, s in zip(networks, sgd, strict=True))}.",
             "Peak memory of a step, MiB:",
-            block(lambda row: f"{row['peak_mib']:.0f}"),
+            block(lambda row: f"{row['peak_mib']:.0f}", [case for case in lines if case.variant == "eager"]),
         ]
     )
 
@@ -276,19 +280,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {'; '.join(NETWORKS)}")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="turns of each method (at least 2)")
+    parser.add_argument(
+        "--eager", action="store_true", help="leave out compiled steps, which take minutes each to begin"
+    )
     options = parser.parse_args()
+    variants = ["eager"] if options.eager else list(VARIANTS)
     if unknown := set(options.networks) - set(NETWORKS):
         parser.error(f"unknown network {', '.join(unknown)} (known: {'; '.join(NETWORKS)})")
     began = time.monotonic()
     rows = []
     for network in options.networks or NETWORKS:
-        for row in in_a_process("--child", "time", network, str(options.repeats)):
-            row["peak_mib"] = in_a_process("--child", "memory", network, row["method"], row["by"], row["variant"])
+        for row in in_a_process("--child", "time", network, str(options.repeats), *variants):
+            eager, case = row["variant"] == "eager", (row["method"], row["by"], row["variant"])
+            row["peak_mib"] = in_a_process("--child", "memory", network, *case) if eager else None
             rows.append(row)
-            text = "{method:26s} {by:16s} {variant:8s} {over_sgd:6.2f} {operations_over_sgd:6.2f} {limit_over_sgd:6.2f}"
-            print(f"{network:16s}", text.format(**row), f"{row['seconds'] * 1e3:9.2f} ms {row['peak_mib']:6.0f} MiB")
-            sys.stdout.flush()
-    if options.networks:
+            ratios = "{over_sgd:6.2f} {operations_over_sgd:6.2f} {limit_over_sgd:6.2f}".format(**row)
+            memory = f"{row['peak_mib']:6.0f} MiB" if eager else ""
+            case = "{:26s} {:16s} {:8s}".format(*case)
+            print(f"{network:16s} {case} {ratios} {row['seconds'] * 1e3:9.2f} ms {memory}", flush=True)
+    if options.networks or options.eager:
         return
 
     import pyarrow as pa
@@ -309,7 +319,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:3] == ["--child", "time"]:
-        print(json.dumps(measured(sys.argv[3], int(sys.argv[4]))))
+        print(json.dumps(measured(sys.argv[3], int(sys.argv[4]), sys.argv[5:])))
     elif sys.argv[1:3] == ["--child", "memory"]:
         print(json.dumps(peak_mib(sys.argv[3], Case(*sys.argv[4:]))))
     else:

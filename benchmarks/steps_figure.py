@@ -36,7 +36,7 @@ def look(by: str, variant: str) -> dict:
     """How bars of one kind are drawn, beside their colour."""
     if by != "nme":
         return {"alpha": 0.35, "hatch": "/////", "edgecolor": "white", "linewidth": 0}
-    return {"alpha": 1.0 if variant == "eager" else 0.6}
+    return {"alpha": 1.0 if variant == "eager" else 0.65}
 
 
 def draw(source: Path, output: Path, copy: Path | None = None) -> None:
@@ -68,13 +68,14 @@ def _figure(rows: pd.DataFrame, record: dict, chosen: dict[str, str]):
     methods = ["sgd", *(m for m in METHODS if m != "sgd" and m in set(rows["method"]))]
     methods.sort(key=lambda m: rows.loc[rows["method"] == m, "limit_over_sgd"].mean())
     colours = style.colours(chosen, [KIN.get(m, m) for m in methods])
-    figure = style.Figure(figsize=(WIDTH, (1.9 + 0.68 * len(methods)) * style.CM))
+    bars = rows.groupby(["network", "method"]).size().max()
+    figure = style.Figure(figsize=(WIDTH, (2.1 + (0.22 + 0.22 * bars) * len(methods)) * style.CM))
     grid = list(figure.subplots(1, len(networks), sharey=True, sharex=True, squeeze=False).flat)
     kinds = list(dict.fromkeys(zip(rows["by"], rows["variant"], strict=True)))
     for axes, network in zip(grid, networks, strict=True):
         here = rows[rows["network"] == network]
         for place, method in enumerate(methods):
-            _bars(axes, here[here["method"] == method], place, colours[KIN.get(method, method)])
+            _bars(axes, here[here["method"] == method], place, colours[KIN.get(method, method)], bars)
         axes.axvline(1, color="0.75", linewidth=0.5, zorder=0)
         sgd = here[(here["method"] == "sgd") & (here["by"] == "nme")].iloc[0]
         axes.set_title(f"{network}\nbatch {sgd['batch_size']}\nSGD {sgd['seconds'] * 1e3:.3g} ms")
@@ -92,15 +93,15 @@ def _figure(rows: pd.DataFrame, record: dict, chosen: dict[str, str]):
     return figure
 
 
-def _bars(axes: Axes, cases: pd.DataFrame, place: int, colour: str) -> None:
-    """The bars of one method: time, with its number; the counted operations and the limit on each of ours."""
-    height = BAR / max(2, len(cases))
+def _bars(axes: Axes, cases: pd.DataFrame, place: int, colour: str, most: int) -> None:
+    """The bars of one method, of at most ``most``: time as a number, too; counted operations and the limit."""
+    height = BAR / max(2, most)
     top = place - height * (len(cases) - 1) / 2
     for number, case in enumerate(cases.to_dict("records")):
         y, ours = top + number * height, case["by"] == "nme"
         axes.barh(y, case["over_sgd"], 0.92 * height, color=colour, **look(case["by"], case["variant"]))
         end = case["over_sgd"]
-        if ours:
+        if ours and case["variant"] == "eager":
             counted, limit = case["operations_over_sgd"], case["limit_over_sgd"]
             axes.vlines(limit, y - 0.65 * height, y + 0.65 * height, color="black", linewidth=1.1, zorder=3)
             axes.plot(counted, y, "o", markersize=2.8, zorder=4, **CIRCLE)
@@ -114,7 +115,7 @@ def _legend(figure, kinds: list[tuple[str, str]]) -> None:
     names = {"nme": "nme", "straightforward": "straightforward PyTorch loop"}
     found = {}
     for by, variant in kinds:
-        text = f"{names[by]}, {variant}" if len({v for _, v in kinds}) > 1 and by == "nme" else names[by]
+        text = names[by] if variant == "eager" else f"{names[by]}, {variant}"
         found[f"time: {text}"] = Patch(facecolor="0.35", **look(by, variant))
     found["operations counted"] = Line2D([], [], linestyle="", marker="o", markersize=3, **CIRCLE)
     found["operations, best formulation known"] = Line2D(

@@ -118,7 +118,10 @@ def train(
             raise typer.Exit(code)
     else:
         chosen = prepare_device(device, recipe.threads, recipe.precision)
-        with training_progress(len(settings["seeds"]), recipe.epochs) as (report, log), _alone(settings, output) as made:
+        with (
+            training_progress(len(settings["seeds"]), recipe.epochs) as (report, log),
+            _alone(settings, output) as made,
+        ):
             if not made:
                 train(settings, data, output, chosen, checkpoint_seconds, report, log)
 

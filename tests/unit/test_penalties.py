@@ -145,7 +145,9 @@ class TestGaussNewtonTrace:
         dense = Dense(model, batch)
         p = logits(dense, dense.theta).detach().softmax(1)
         uniforms = torch.rand(len(p), generator=stream(5, "noise"), dtype=torch.float64)
-        labels = torch.tensor([np.searchsorted(np.cumsum(row), u) for row, u in zip(p.numpy(), uniforms.numpy(), strict=True)])
+        labels = torch.tensor(
+            [np.searchsorted(np.cumsum(row), u) for row, u in zip(p.numpy(), uniforms.numpy(), strict=True)]
+        )
         drawn = Dense(model, Batch(batch.inputs, labels))
 
         def penalty(theta):

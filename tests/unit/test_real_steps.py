@@ -17,7 +17,12 @@ from nme.train import Job, Member
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CPU = torch.device("cpu")
 RECIPES = {
-    "cifar10": {"model": {"name": "wide_resnet", "depth": 16, "widen": 2}, "augment": "crop_flip", "batch_size": 32, "learning_rate": 0.02},
+    "cifar10": {
+        "model": {"name": "wide_resnet", "depth": 16, "widen": 2},
+        "augment": "crop_flip",
+        "batch_size": 32,
+        "learning_rate": 0.02,
+    },
     "imagenette": {
         "model": {"name": "resnet50"},
         "augment": "resized_crop_flip",
