@@ -8,8 +8,8 @@ is that of two steps, in a process of their own, beyond that of the process befo
 
 Rows "straightforward" are the same update as one writes it in PyTorch with ``backward()``, on the same batches, without
 recording anything. Compiled steps are those of recipes with ``compile``; what compiling takes is not in them, and their
-memory is not measured, since the compiler's would be in it. With names of networks, or ``--eager``, it prints and writes
-nothing.
+memory is not measured, since the compiler's would be in it. With names of networks, or ``--eager``, it prints and
+writes nothing.
 """
 
 import argparse
@@ -187,6 +187,16 @@ def _seconds(step: Step, count: int) -> float:
     return (time.perf_counter() - began) / count
 
 
+def compiles(case: Case, step: Step) -> bool:
+    """Whether the step can be compiled, which happens now; a compiler's failure is told, and costs one bar only."""
+    try:
+        step()
+    except Exception as error:
+        print(f"{case}: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def measured(network: str, repeats: int, variants: list[str]) -> list[dict]:
     """A row a case, without memory; in this process."""
     import torch
@@ -194,6 +204,7 @@ def measured(network: str, repeats: int, variants: list[str]) -> list[dict]:
 
     torch.set_num_threads(1)
     steps = steps_of(network, cases(variants))
+    steps = {case: step for case, step in steps.items() if case.variant == "eager" or compiles(case, step)}
     seconds = timed(steps, repeats)
     # A compiled step multiplies what the eager one does, where no counter sees it.
     operations = {case: counted(step) for case, step in steps.items() if case.variant == "eager"}
@@ -260,7 +271,10 @@ def page_of(rows: list[dict]) -> str:
         return f"**{row['over_sgd']:.2f}** · {row['operations_over_sgd']:.2f} · {row['limit_over_sgd']:.2f}"
 
     def block(cell: Callable[[dict], str], shown: list[Case] = lines) -> str:
-        body = [[label(case), *(cell(found[(n, *case)]) for n in networks)] for case in shown]
+        body = [
+            [label(case), *(cell(found[(n, *case)]) if (n, *case) in found else "–" for n in networks)]
+            for case in shown
+        ]
         return markdown_table(["", *networks], body)
 
     sgd = [f"{found[(n, *SGD)]['seconds'] * 1e3:.3g} ms" for n in networks]

@@ -103,7 +103,7 @@ def _bars(axes: Axes, cases: pd.DataFrame, place: int, colour: str, most: int) -
         end = case["over_sgd"]
         if ours and case["variant"] == "eager":
             counted, limit = case["operations_over_sgd"], case["limit_over_sgd"]
-            axes.vlines(limit, y - 0.65 * height, y + 0.65 * height, color="black", linewidth=1.1, zorder=3)
+            axes.vlines(limit, y - 0.6 * height, y + 0.5 * height, color="black", linewidth=1.1, zorder=3)
             axes.plot(counted, y, "o", markersize=2.8, zorder=4, **CIRCLE)
             end = max(end, counted, limit)
         text = {"fontsize": 5, "color": "0.1"} if ours else {"fontsize": 4.5, "color": "0.45"}
@@ -112,13 +112,13 @@ def _bars(axes: Axes, cases: pd.DataFrame, place: int, colour: str, most: int) -
 
 
 def _legend(figure, kinds: list[tuple[str, str]]) -> None:
-    names = {"nme": "nme", "straightforward": "straightforward PyTorch loop"}
+    names = {"nme": "nme", "straightforward": "straightforward PyTorch"}
     found = {}
     for by, variant in kinds:
         text = names[by] if variant == "eager" else f"{names[by]}, {variant}"
-        found[f"time: {text}"] = Patch(facecolor="0.35", **look(by, variant))
+        found[text] = Patch(facecolor="0.35", **look(by, variant))
     found["operations counted"] = Line2D([], [], linestyle="", marker="o", markersize=3, **CIRCLE)
-    found["operations, best formulation known"] = Line2D(
+    found["fewest operations known"] = Line2D(
         [], [], linestyle="", marker="|", color="black", markersize=6, markeredgewidth=1.1
     )
     figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=len(found))
