@@ -21,6 +21,15 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def milliseconds(seconds: float) -> str:
+    """For a reader: three digits, or whole milliseconds.
+
+    >>> milliseconds(0.001234), milliseconds(1.2345)
+    ('1.23 ms', '1234 ms')
+    """
+    return f"{1e3 * seconds:.3g} ms" if seconds < 0.1 else f"{1e3 * seconds:.0f} ms"
+
+
 def processor() -> str:
     """What the system calls the CPU; empty if it does not say."""
     try:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from page import PAGE, ROOT, markdown_table, processor, replace_section
+from page import PAGE, ROOT, markdown_table, milliseconds, processor, replace_section
 
 CNN_RECIPES = {"CNN, 1-d": "mnist1d_cnn", "CNN, 2-d": "digits_cnn"}  # of the scale laptop
 RECIPES = {
@@ -277,7 +277,7 @@ def page_of(rows: list[dict]) -> str:
         ]
         return markdown_table(["", *networks], body)
 
-    sgd = [f"{found[(n, *SGD)]['seconds'] * 1e3:.3g} ms" for n in networks]
+    sgd = [milliseconds(found[(n, *SGD)]["seconds"]) for n in networks]
     return "\n\n".join(
         [
             "Time over SGD · counted operations over SGD's · their limit:",

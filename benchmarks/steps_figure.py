@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MultipleLocator
-from page import ROOT
+from page import ROOT, milliseconds
 
 from nme import parquet
 from nme.config import Style, check, read_yaml
@@ -78,7 +78,7 @@ def _figure(rows: pd.DataFrame, record: dict, chosen: dict[str, str]):
             _bars(axes, here[here["method"] == method], place, colours[KIN.get(method, method)], bars)
         axes.axvline(1, color="0.75", linewidth=0.5, zorder=0)
         sgd = here[(here["method"] == "sgd") & (here["by"] == "nme")].iloc[0]
-        axes.set_title(f"{network}\nbatch {sgd['batch_size']}\nSGD {sgd['seconds'] * 1e3:.3g} ms")
+        axes.set_title(f"{network}\nbatch {sgd['batch_size']}\nSGD {milliseconds(sgd['seconds'])}")
         axes.tick_params(axis="y", length=0)
     longest = rows[["over_sgd", "operations_over_sgd"]].max(axis=None)
     grid[0].set_xlim(0, 1.25 * longest)
