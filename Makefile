@@ -35,6 +35,7 @@ lint: .venv/installed-dev
 bench: .venv/installed-dev
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/curvature.py
+	$(BIN)/python benchmarks/steps.py
 
 # the container image of all jobs, where Apptainer is installed
 image: .venv/installed
