@@ -212,31 +212,32 @@ def status(
 @app.command()
 def plan(
     scale: Annotated[str | None, typer.Option(help="Instead of the configured one.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda, instead of the configured one.")] = None,
     config: Annotated[Path, typer.Option(help="The user's page.")] = Path("config/config.yaml"),
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Show what each figure would cost: jobs, members, steps, hours of a core or a GPU, memory, disk."""
+    """Show what each figure would cost: jobs, members, steps, hours of a core or of a GPU, memory, disk."""
     from dataclasses import asdict
 
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from nme.plan import plan
 
     project = _project(config, scale)
-    chosen = _planned_device(project, device)
-    found = plan(project, chosen)
+    found = plan(project)
     if as_json:
-        print(json.dumps({"scale": project.config.scale, "device": chosen, **{n: asdict(c) for n, c in found.items()}}))
+        print(json.dumps({"scale": project.config.scale, **{name: asdict(cost) for name, cost in found.items()}}))
         return
-    hours = "core-hours" if chosen == "cpu" else "GPU-hours"
-    table = Table("figure", *("jobs", "members", "steps", hours, "MB memory", "MB disk"))
-    table.title = f"scale {project.config.scale}"
-    table.caption = "hours are estimated from counted operations; figures share trainings"
+    table = Table(title=f"scale {project.config.scale}", box=SIMPLE_HEAD)  # 80 columns
+    table.add_column("figure")
+    for heading in ("jobs", "members", "steps", "core-hours", "GPU-hours", "GB RAM", "GB disk"):
+        table.add_column(heading, justify="right")
+    table.caption = "hours on cores or else on GPUs, estimated from counted operations; figures share trainings"
     for name, cost in found.items():
-        size = f"{cost.hours:.2f}" if cost.hours < 10 else f"{cost.hours:.0f}"
-        cells = (cost.jobs, cost.members, f"{cost.steps:,}", size, cost.memory_mb, f"{cost.disk_mb:.1f}")
+        hours = (f"{h:.2f}" if h < 10 else f"{h:,.0f}" for h in cost.hours.values())
+        sizes = (f"{cost.memory_mb / 1000:g}", f"{cost.disk_mb / 1000:.2f}")
+        cells = (cost.jobs, cost.members, f"{cost.steps:,}", *hours, *sizes)
         table.add_row(name, *map(str, cells), end_section=name == list(found)[-2])
     Console().print(table)
 

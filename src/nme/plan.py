@@ -38,7 +38,7 @@ class Cost:
         jobs: training and measurement jobs.
         members: trained networks.
         steps: training steps of all members.
-        hours: of one core, or of one GPU, of all jobs one after the other.
+        hours: by device, of one core (``cpu``) or one GPU (``cuda``), of all jobs one after the other.
         memory_mb: the most that a job asks for at its first attempt.
         disk_mb: results, without prepared data.
     """
@@ -46,7 +46,7 @@ class Cost:
     jobs: int
     members: int
     steps: int
-    hours: float
+    hours: dict[str, float]
     memory_mb: int
     disk_mb: float
 
@@ -112,26 +112,31 @@ class Estimate:
         return 3 * operations * recipe.batch_size / speed + self.speed.overhead
 
 
-def cost(estimate: Estimate, figures: Iterable[str]) -> Cost:
-    """The cost of everything that these figures are made from, each training once."""
-    project, scale, speed = estimate.project, estimate.project.scale, estimate.speed
+def cost(estimates: dict[str, Estimate], figures: Iterable[str]) -> Cost:
+    """The cost of everything that these figures are made from, each training once; estimates are by device."""
+    one = estimates["cpu"]
+    project, scale = one.project, one.project.scale
     wanted = [project.figures[name] for name in figures]
     names = {claimed for figure in wanted if figure.claims for claimed in claimed_figures(figure)}
     wanted += [project.figures[name] for name in names]
     trained = {job for figure in wanted if figure.grid for job in grid.training_jobs(figure, scale)}
     measured = {job for figure in wanted if figure.measure for job in grid.training_jobs(figure, scale)}
     jobs = len(trained) + len(measured)
-    seconds = jobs * speed.start + sum(estimate.training(*job) for job in trained)
-    seconds += sum(estimate.measuring(*job) for job in measured)
+    hours = {device: _seconds(estimate, trained, measured) / 3600 for device, estimate in estimates.items()}
     steps, members, disk = 0, 0, jobs * METRICS_BYTES
     for cell, seeds in trained:
         recipe = scale.recipes[cell.recipe]
         steps += len(seeds) * steps_of(recipe, scale.datasets[recipe.dataset].train)
         members += len(seeds)
-        snapshots = len(grid.snapshots(estimate.kept.get(cell, {})))
-        disk += len(seeds) * snapshots * SNAPSHOT_BYTES * estimate.networks[cell.recipe][1]
+        snapshots = len(grid.snapshots(one.kept.get(cell, {})))
+        disk += len(seeds) * snapshots * SNAPSHOT_BYTES * one.networks[cell.recipe][1]
     memory = max((scale.recipes[cell.recipe].memory_mb for cell, _ in trained), default=0)
-    return Cost(jobs, members, steps, seconds / 3600, memory, disk / 2**20)
+    return Cost(jobs, members, steps, hours, memory, disk / 2**20)
+
+
+def _seconds(estimate: Estimate, trained: Iterable[tuple], measured: Iterable[tuple]) -> float:
+    training, measuring = [estimate.training(*job) for job in trained], [estimate.measuring(*job) for job in measured]
+    return sum(training) + sum(measuring) + (len(training) + len(measuring)) * estimate.speed.start
 
 
 def claimed_figures(figure: Figure) -> set[str]:
@@ -146,8 +151,8 @@ def _products(project: Project, quantity: str) -> float:
     return {"traces": settings.probes, "squared_norms": 6 * settings.probes, "spectrum": spectrum}.get(quantity, 1)
 
 
-def plan(project: Project, device: str) -> dict[str, Cost]:
+def plan(project: Project) -> dict[str, Cost]:
     """The cost of each figure by itself, and of all of them together, which share trainings."""
-    estimate = Estimate(project, device)
-    found = {name: cost(estimate, [name]) for name in project.figures}
-    return {**found, "all": cost(estimate, list(project.figures))}
+    estimates = {device: Estimate(project, device) for device in SPEED}
+    found = {name: cost(estimates, [name]) for name in project.figures}
+    return {**found, "all": cost(estimates, list(project.figures))}
