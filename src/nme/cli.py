@@ -229,7 +229,7 @@ def plan(
     if as_json:
         print(json.dumps({"scale": project.config.scale, **{name: asdict(cost) for name, cost in found.items()}}))
         return
-    table = Table(title=f"scale {project.config.scale}", box=SIMPLE_HEAD)  # 80 columns
+    table = Table(title=f"scale {project.config.scale}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 columns
     table.add_column("figure")
     for heading in ("jobs", "members", "steps", "core-hours", "GPU-hours", "GB RAM", "GB disk"):
         table.add_column(heading, justify="right")
