@@ -6,13 +6,14 @@ A step is all of ``train.Member.advance``: batch, update, optimizer, sums. One t
 process, on one network; a ratio is of two times of the same turn, and the median over the turns is given. Peak memory
 is that of two steps, in a process of their own, beyond that of the process before them.
 
-Rows "straightforward" are the same update as one writes it in PyTorch with ``backward()``, on the same batches, without
+Rows "straightforward" are the same update as one writes it in PyTorch with ``backward()`` and its own layers, without
 recording anything. Compiled steps are those of recipes with ``compile``; what compiling takes is not in them, and their
 memory is not measured, since the compiler's would be in it. With names of networks, or ``--eager``, it prints and
 writes nothing.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -100,28 +101,40 @@ def step_of(member, method: str) -> Step:
     return step
 
 
+def with_stock_layers(model):
+    """The model with PyTorch's own layers."""
+    from torch import nn
+
+    for layer in model.modules():
+        stock = [kind for kind in type(layer).__mro__ if kind in (nn.Conv1d, nn.BatchNorm1d, nn.BatchNorm2d)]
+        if stock:
+            layer.__class__ = stock[0]
+    return model
+
+
 def straightforward_steps(member) -> dict[str, Step]:
     """The same updates as plain PyTorch loops, on a network of their own."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    from nme.streams import stream
-
-    recipe, model = member.job.recipe, member.model
+    recipe, data, model = member.job.recipe, member.job.train, with_stock_layers(member.model)
     parameters = list(model.parameters())
     options = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "foreach": True}
     optimizer = torch.optim.SGD(parameters, lr=recipe.learning_rate, **options)
-    order = torch.randperm(len(member.job.train.labels))[: recipe.batch_size]
-    unused = stream(0, "augment")
+    batches = itertools.cycle(torch.randperm(len(data.labels)).split(recipe.batch_size))
+
+    def batch():
+        chosen = next(batches)
+        return (data.inputs[chosen] - data.mean) / data.std, data.labels[chosen]
 
     def sgd():
-        x, y, _ = member.job.train.batch(order, recipe.augment, unused)
+        x, y = batch()
         optimizer.zero_grad()
         cross_entropy(model(x), y).backward()
         optimizer.step()
 
     def sam():
-        x, y, _ = member.job.train.batch(order, recipe.augment, unused)
+        x, y = batch()
         optimizer.zero_grad()
         cross_entropy(model(x), y).backward()
         before = [p.detach().clone() for p in parameters]
@@ -137,7 +150,7 @@ def straightforward_steps(member) -> dict[str, Step]:
         optimizer.step()
 
     def gradient_penalty():
-        x, y, _ = member.job.train.batch(order, recipe.augment, unused)
+        x, y = batch()
         optimizer.zero_grad()
         loss = cross_entropy(model(x), y)
         gradient = torch.autograd.grad(loss, parameters, create_graph=True)

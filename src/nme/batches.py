@@ -74,7 +74,7 @@ class Data(InOrder):
         """The examples of each of these batches, one batch after the other."""
         for chosen in indices:
             chosen = chosen.to(self.labels.device)
-            yield Examples(self.inputs[chosen], self.labels[chosen])
+            yield Examples(self.inputs.index_select(0, chosen), self.labels.index_select(0, chosen))
 
     def augmented(
         self, examples: Examples, augment: str, stream: torch.Generator, of: tuple[int, int] | None = None
@@ -91,7 +91,7 @@ class Data(InOrder):
         inputs = examples.inputs
         if augment == "crop_flip":
             inputs = crop_and_flip(inputs, stream, of)
-        return inputs.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
+        return (inputs - self.mean).div_(self.std)
 
     def batch(self, indices: Tensor, augment: str, stream: torch.Generator) -> Batch:
         """The examples at ``indices``, augmented and standardised."""

@@ -98,10 +98,10 @@ def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
 
     What follows z, the loss and all norms, is in float32 or wider then, as are gradients of parameters.
     """
-    low = inputs.dtype == torch.bfloat16
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=low):
-        z = model(inputs)
-    return z.float() if low else z
+    if inputs.dtype != torch.bfloat16:
+        return model(inputs)
+    with torch.autocast(inputs.device.type, torch.bfloat16):
+        return model(inputs).float()
 
 
 def batch_gradient(
@@ -133,7 +133,7 @@ def batch_gradient(
         keep = {"create_graph": keep_graph and one, "retain_graph": one and (keep_graph or keep_logits)}
         found = list(torch.autograd.grad(loss, parameters, **keep))
         kept = found if one and keep_graph else None
-        terms = [loss.detach(), *(g.detach() for g in found), *statistics.end()]
+        terms = [loss.detach(), *([g.detach() for g in found] if kept else found), *statistics.end()]
         sums = terms if sums is None else list(torch._foreach_add(sums, terms))
         outputs.append(z.detach())
     loss, *means = _mean(batch, sums)
@@ -337,7 +337,8 @@ def uniform(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=stream, dtype=torch.float64)
 
 
+@torch.no_grad()
 def norm(tensors: list[Tensor]) -> Tensor:
-    """Euclidean norm of all entries together, accumulated in float64; a scalar in float32 or wider."""
-    norms = torch._foreach_norm([t.detach() for t in tensors], dtype=torch.float64)
-    return torch.linalg.vector_norm(torch.stack(norms)).to(torch.promote_types(tensors[0].dtype, torch.float32))
+    """Euclidean norm of all entries together, accumulated and returned in float32 or wider; without graph."""
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors, dtype=wide)))

@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.optim.sgd import sgd
 
 from nme import batches, grid, parquet, processes, products, taylor
 from nme.activations import ACTIVATIONS
@@ -141,13 +142,8 @@ class Member:
         self.model = model.to(job.device)
         if job.recipe.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=job.recipe.learning_rate,
-            momentum=job.recipe.momentum,
-            weight_decay=job.recipe.weight_decay,
-            foreach=True,
-        )
+        self.parameters = list(self.model.parameters())
+        self.momentum = [torch.zeros_like(p) for p in self.parameters]
         self.epoch = 0  # epochs finished
         self.step = 0  # steps done in the current epoch
         self.sums = self._zeros()
@@ -156,7 +152,7 @@ class Member:
         self._examples: Iterator[batches.Examples] | None = None  # those of the rest of the epoch
 
     def _zeros(self) -> torch.Tensor:
-        """Sums over the epoch's steps of: loss, accuracy, gradient norm. On the device, so that steps need not wait."""
+        """Sums over the epoch's steps of: loss, correct answers, gradient norm. On the device, so that steps need not wait."""
         return torch.zeros(3, dtype=torch.float64, device=self.job.device)
 
     @property
@@ -190,15 +186,22 @@ class Member:
         noise = stream(self.seed, "noise", self.epoch, self.step)
         batch = Batch(job.as_computed(inputs), examples.labels, job.split)
         update = job.update(self.model, batch, job.strength, noise)
-        for parameter, direction in zip(self.model.parameters(), update.direction, strict=True):
-            parameter.grad = direction
-        self.optimizer.param_groups[0]["lr"] = rate
-        self.optimizer.step()
-        correct = processes.summed((update.logits.argmax(1) == examples.labels).double().sum())
-        self.sums += torch.stack([update.loss.double(), correct / recipe.batch_size, update.gradient_norm.double()])
+        self._descend(update.direction, rate)
+        correct = processes.summed((update.logits.argmax(1) == examples.labels).sum())
+        self.sums += torch.stack([update.loss, correct, update.gradient_norm])
         self.step += 1
         self.seconds += time.perf_counter() - began
         return self._end_epoch(rate) if self.step == job.steps_per_epoch else None
+
+    @torch.no_grad()
+    def _descend(self, direction: list[torch.Tensor], rate: float) -> None:
+        """m ← μ m + d + λθ, θ ← θ − ηm, in one pass over memory (``fused``): less than half the time of ``foreach``."""
+        # That pass goes by memory order, whatever the strides say.
+        pairs = zip(self.parameters, direction, strict=True)
+        direction = [d if d.stride() == p.stride() else torch.empty_like(p).copy_(d) for p, d in pairs]
+        options = {"weight_decay": self.job.recipe.weight_decay, "momentum": self.job.recipe.momentum, "lr": rate}
+        options |= {"dampening": 0.0, "nesterov": False, "maximize": False, "fused": True}
+        sgd(self.parameters, direction, self.momentum, **options)
 
     def _rest_of_epoch(self) -> list[torch.Tensor]:
         """Indices of this process's examples, a tensor a step, from the current step on."""
@@ -209,7 +212,7 @@ class Member:
 
     def _end_epoch(self, rate: float) -> dict:
         began = time.perf_counter()
-        loss, accuracy, gradient_norm = (self.sums / self.step).tolist()
+        loss, correct, gradient_norm = (self.sums / self.step).tolist()
         test_loss, test_accuracy = self.evaluate()
         diverged = not all(math.isfinite(v) for v in (loss, gradient_norm, test_loss))
         self.epoch += 1
@@ -218,7 +221,7 @@ class Member:
         self._examples = None
         measured = {
             "train_loss": loss,
-            "train_accuracy": accuracy,
+            "train_accuracy": correct / self.job.recipe.batch_size,
             "gradient_norm": gradient_norm,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
@@ -248,7 +251,7 @@ class Member:
         return {
             "seed": self.seed,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "momentum": self.momentum,
             "epoch": self.epoch,
             "step": self.step,
             "sums": self.sums,
@@ -259,7 +262,8 @@ class Member:
     def restore(self, state: dict) -> None:
         """Go on from a state of this member."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for mine, saved in zip(self.momentum, state["momentum"], strict=True):
+            mine.copy_(saved)
         self.sums = state["sums"].to(self.job.device)
         self.epoch, self.step, self.seconds, self.rows = (state[k] for k in ("epoch", "step", "seconds", "rows"))
         self.model.train()
