@@ -152,7 +152,7 @@ class Member:
         self._examples: Iterator[batches.Examples] | None = None  # those of the rest of the epoch
 
     def _zeros(self) -> torch.Tensor:
-        """Sums over the epoch's steps of: loss, correct answers, gradient norm. On the device, so that steps need not wait."""
+        """Sums over the epoch's steps of: loss, correct answers, gradient norm. On the device: steps need not wait."""
         return torch.zeros(3, dtype=torch.float64, device=self.job.device)
 
     @property
@@ -195,7 +195,7 @@ class Member:
 
     @torch.no_grad()
     def _descend(self, direction: list[torch.Tensor], rate: float) -> None:
-        """m ← μ m + d + λθ, θ ← θ − ηm, in one pass over memory (``fused``): less than half the time of ``foreach``."""
+        """Momentum m ← μm + d + λθ and θ ← θ − ηm, in one pass over memory: less than half the time of ``foreach``."""
         # That pass goes by memory order, whatever the strides say.
         pairs = zip(self.parameters, direction, strict=True)
         direction = [d if d.stride() == p.stride() else torch.empty_like(p).copy_(d) for p, d in pairs]

@@ -162,10 +162,10 @@ class TestNorm:
     @pytest.mark.parametrize(
         ("tensor", "tolerance"),
         [
-            (torch.full((10_000,), 1000.0, dtype=torch.float16), 1e-6),  # 1e5 is beyond float16
+            (torch.full((10_000,), 1000.0, dtype=torch.float16), 1e-5),  # 1e5 is beyond float16
             (torch.full((7,), 1.0, dtype=torch.bfloat16), 1e-6),  # √7 has no short bfloat16
         ],
     )
-    def test_is_accumulated_in_float64(self, tensor, tolerance):
+    def test_is_accumulated_in_float32(self, tensor, tolerance):
         expected = np.linalg.norm(tensor.double().numpy())
         assert norm([tensor]).item() == pytest.approx(expected, rel=tolerance)

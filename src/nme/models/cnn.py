@@ -25,7 +25,8 @@ class Cnn(ModelSettings):
         """
         from torch import nn
 
-        from nme.models.layers import Activate, BatchNorm1d, BatchNorm2d, Conv1d
+        from nme.models.batch_norm import BatchNorm1d, BatchNorm2d
+        from nme.models.layers import Activate, Conv1d
 
         if len(shape) not in (2, 3):
             raise NmeError(f"model 'cnn' takes inputs (channels, length) or (channels, height, width), not {shape}")

@@ -19,7 +19,8 @@ class Mlp(ModelSettings):
         """See ``ModelSettings.build``."""
         from torch import nn
 
-        from nme.models.layers import Activate, BatchNorm1d
+        from nme.models.batch_norm import BatchNorm1d
+        from nme.models.layers import Activate
 
         layers = [nn.Flatten()]
         size = prod(shape)

@@ -26,7 +26,8 @@ class Resnet50(ModelSettings):
         from torch import nn
         from torchvision.models import resnet50
 
-        from nme.models.layers import Activate, BatchNorm2d
+        from nme.models.batch_norm import BatchNorm2d
+        from nme.models.layers import Activate
 
         if len(shape) != 3 or shape[0] != 3:
             raise NmeError(f"model 'resnet50' takes colour images (3, height, width), not {shape}")

@@ -32,7 +32,8 @@ class WideResnet(ModelSettings):
         """
         from torch import nn
 
-        from nme.models.layers import Activate, BatchNorm2d
+        from nme.models.batch_norm import BatchNorm2d
+        from nme.models.layers import Activate
 
         class Block(nn.Module):
             """x + conv(φ(bn(conv(φ(bn(x)))))); where the shape changes, a 1×1 convolution of φ(bn(x)) instead of x."""
