@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from nme.models.wanted import cotangents_only
+
 
 class Split(NamedTuple):
     """How a batch is cut into parts and shared out.
@@ -91,7 +93,8 @@ class Jacobian(NamedTuple):
         """
         # The graph is kept anyway: its part that leads to the logits is needed still.
         options = {"retain_graph": True, "create_graph": keep_graph}
-        return torch.autograd.grad(self.pulled, self.cotangent, vector, **options)[0]
+        with cotangents_only():
+            return torch.autograd.grad(self.pulled, self.cotangent, vector, **options)[0]
 
 
 class Gradient(NamedTuple):

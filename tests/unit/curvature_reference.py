@@ -9,7 +9,9 @@ from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
 from nme.models import MODELS
-from nme.models.layers import Activate, BatchNorm2d, Conv1d
+from nme.models.batch_norm import BatchNorm2d
+from nme.models.convolutions import Conv1d
+from nme.models.layers import Activate
 
 CLASSES = 3
 SIZES = (5, 3)  # of the batches, unequal so that their weights matter

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-aten = torch.ops.aten
+from nme.models.wanted import wanted
+
+native_batch_norm_backward = torch.ops.aten.native_batch_norm_backward
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -85,8 +87,9 @@ class _Backward(Function):
     @staticmethod
     def backward(ctx, x1, w1, b1):
         y, x, weight, mean, scale, *sums = ctx.saved_tensors
-        to_y = _Tangent.apply(x1, w1, b1, x, weight, mean, scale) if ctx.needs_input_grad[0] else None
-        if not any(ctx.needs_input_grad[1:3]):
+        needed = wanted(ctx.needs_input_grad)
+        to_y = _Tangent.apply(x1, w1, b1, x, weight, mean, scale) if needed[0] else None
+        if not any(needed[1:3]):
             return to_y, None, None, None, None
         return to_y, *_Curved.apply(y, sums[0], sums[1], x1, w1, x, weight, mean, scale), None, None
 
@@ -126,11 +129,8 @@ class _Curved(Function):
         _, x1_times_normal, x1_sum = _pull(x1, x, None, mean, scale)
         a1, x1_mean = x1_times_normal / n, x1_sum / n
         # The kernel's Σ ȳ (x − mean) r, with ẋ for x, mean 0 and r = 1: a product and its sums in one pass.
-        zero = torch.zeros_like(mean)
-        products = aten.native_batch_norm_backward(
-            y, x1, None, None, None, zero, zero + 1, True, 0.0, [False, True, False]
-        )
-        c = products[1] / n - y_mean * x1_mean
+        _, products, _ = _pull(y, x1, None, torch.zeros_like(mean), torch.ones_like(mean))
+        c = products / n - y_mean * x1_mean
         bend = -weight * scale * scale
         slope = w1 * scale
         of_normal = bend * (c - 3 * a * a1) - slope * a
@@ -146,8 +146,8 @@ class _Curved(Function):
 
 def _pull(y: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The w P(ȳ), Σ ȳ x̂ and Σ ȳ, by PyTorch's kernel; x̄ is not computed without a weight."""
-    wanted = [weight is not None, True, True]
-    return aten.native_batch_norm_backward(y, x, weight, None, None, mean, scale, True, 0.0, wanted)
+    mask = [weight is not None, True, True]
+    return native_batch_norm_backward(y, x, weight, None, None, mean, scale, True, 0.0, mask)
 
 
 def _sum(like: Tensor, *terms: tuple[Tensor | None, Tensor | None]) -> Tensor:

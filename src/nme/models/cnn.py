@@ -26,11 +26,12 @@ class Cnn(ModelSettings):
         from torch import nn
 
         from nme.models.batch_norm import BatchNorm1d, BatchNorm2d
-        from nme.models.layers import Activate, Conv1d
+        from nme.models.convolutions import Conv1d, Conv2d
+        from nme.models.layers import Activate
 
         if len(shape) not in (2, 3):
             raise NmeError(f"model 'cnn' takes inputs (channels, length) or (channels, height, width), not {shape}")
-        conv, norm = (Conv1d, BatchNorm1d) if len(shape) == 2 else (nn.Conv2d, BatchNorm2d)
+        conv, norm = (Conv1d, BatchNorm1d) if len(shape) == 2 else (Conv2d, BatchNorm2d)
         layers = []
         channels, *sides = shape
         positions = 1

@@ -27,6 +27,7 @@ class Resnet50(ModelSettings):
         from torchvision.models import resnet50
 
         from nme.models.batch_norm import BatchNorm2d
+        from nme.models.convolutions import Conv2d
         from nme.models.layers import Activate
 
         if len(shape) != 3 or shape[0] != 3:
@@ -35,4 +36,6 @@ class Resnet50(ModelSettings):
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.ReLU):
                 model.set_submodule(name, Activate(activation))
+            elif isinstance(module, nn.Conv2d):
+                module.__class__ = Conv2d  # which adds no state
         return model

@@ -33,6 +33,7 @@ class WideResnet(ModelSettings):
         from torch import nn
 
         from nme.models.batch_norm import BatchNorm2d
+        from nme.models.convolutions import Conv2d
         from nme.models.layers import Activate
 
         class Block(nn.Module):
@@ -41,11 +42,11 @@ class WideResnet(ModelSettings):
             def __init__(self, inputs: int, outputs: int, stride: int):
                 super().__init__()
                 self.norm1, self.act1 = BatchNorm2d(inputs), Activate(activation)
-                self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+                self.conv1 = Conv2d(inputs, outputs, 3, stride, 1, bias=False)
                 self.norm2, self.act2 = BatchNorm2d(outputs), Activate(activation)
-                self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+                self.conv2 = Conv2d(outputs, outputs, 3, 1, 1, bias=False)
                 changes = inputs != outputs or stride != 1
-                self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
+                self.shortcut = Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
 
             def forward(self, x):
                 before = self.act1(self.norm1(x))
@@ -55,7 +56,7 @@ class WideResnet(ModelSettings):
         if len(shape) != 3:
             raise NmeError(f"model 'wide_resnet' takes images (channels, height, width), not {shape}")
         channels = 16
-        layers = [nn.Conv2d(shape[0], channels, 3, 1, 1, bias=False)]
+        layers = [Conv2d(shape[0], channels, 3, 1, 1, bias=False)]
         for group in range(3):
             width = 16 * 2**group * self.widen
             for block in range((self.depth - 4) // 6):

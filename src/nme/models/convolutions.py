@@ -1,0 +1,112 @@
+"""Convolutions whose second derivatives cost what they count: a product each, by the kernels of training."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional
+
+from nme.models.wanted import wanted
+
+convolution_backward = torch.ops.aten.convolution_backward
+
+
+class Conv1d(nn.Conv1d):
+    """``torch.nn.Conv1d`` (same parameters, same start) computed as windows times a matrix.
+
+    PyTorch's own 1-d convolution reaches a fraction of a core's speed in its double backward; this one is a matrix
+    product in every derivative. Measured on one core, 3 layers, batch 128: gradient 9 % faster, gradient penalty 21 %
+    (GELU) and 27 % (ReLU). Tensors stay (B, C, L) to the outside and channels-last in memory, so that the windows
+    are views.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        (kernel,), (stride,), (padding,) = self.kernel_size, self.stride, self.padding
+        x = functional.pad(x.transpose(1, 2), (0, 0, padding, padding)).flatten(1)  # (B, L·C)
+        windows = x.unfold(1, kernel * self.in_channels, stride * self.in_channels)  # (B, L', kernel·C)
+        if not weight.requires_grad:  # else PyTorch copies them by itself; here it would multiply one by one
+            windows = windows.contiguous()
+        weight = weight.transpose(1, 2).flatten(1)  # (C', kernel·C)
+        return functional.linear(windows, weight, bias).transpose(1, 2)
+
+
+class Conv2d(nn.Conv2d):
+    """``torch.nn.Conv2d`` (same parameters, same start); in train mode with derivatives of its own, in reverse mode.
+
+    PyTorch's double backward computes all four products, whatever is asked for, and those for weights as convolutions
+    with images for kernels. Here each is computed if it is wanted, by the kernels of a gradient. With W x for the
+    convolution:
+
+    - back from ȳ:         x̄ = Wᵀ ȳ,  W̄ = ȳ xᵀ,  b̄ = Σ ȳ     (``_Pull``)
+    - along ẋ, Ẇ, ḃ:       ẏ = W ẋ + Ẇ x + ḃ                  (``_Push``)
+
+    Each is linear and the other one's adjoint; the derivatives of both in x and W are Ẇᵀ ȳ and ȳ ẋᵀ.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self.training or torch.compiler.is_compiling():
+            return super()._conv_forward(x, weight, bias)
+        settings = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)  # as autocast does
+        return _Convolution.apply(x, weight, bias, settings)
+
+
+class _Convolution(Function):
+    """y = W x + b; infinitely differentiable in reverse mode."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, settings):
+        ctx.save_for_backward(x, weight)
+        ctx.settings = settings
+        return torch.convolution(x, weight, bias, *settings)
+
+    @staticmethod
+    def backward(ctx, y):
+        return *_Pull.apply(y, *ctx.saved_tensors, ctx.needs_input_grad[:3], ctx.settings), None
+
+
+class _Pull(Function):
+    """x̄, W̄ and b̄ of ȳ, those that the mask names; the others are None."""
+
+    @staticmethod
+    def forward(ctx, y, x, weight, mask, settings):
+        ctx.save_for_backward(y, x, weight)
+        ctx.settings = settings
+        ctx.set_materialize_grads(False)
+        return convolution_backward(y, x, weight, [len(weight)], *settings, mask)
+
+    @staticmethod
+    def backward(ctx, x1, w1, b1):
+        y, x, weight = ctx.saved_tensors
+        needed = wanted(ctx.needs_input_grad)
+        to_y = to_x = to_weight = None
+        if needed[0]:
+            to_y = _Push.apply(x1, w1, b1, x, weight, ctx.settings)
+        if needed[1] and w1 is not None:
+            to_x, _, _ = _Pull.apply(y, x, w1, (True, False, False), ctx.settings)
+        if needed[2] and x1 is not None:
+            _, to_weight, _ = _Pull.apply(y, x1, weight, (False, True, False), ctx.settings)
+        return to_y, to_x, to_weight, None, None
+
+
+class _Push(Function):
+    """ẏ of ẋ, Ẇ and ḃ, of which some may be None, but not ẋ and Ẇ both."""
+
+    @staticmethod
+    def forward(ctx, x1, w1, b1, x, weight, settings):
+        ctx.save_for_backward(x1, w1, x, weight)
+        ctx.settings = settings
+        if x1 is None:
+            return torch.convolution(x, w1, b1, *settings)
+        y = torch.convolution(x1, weight, b1, *settings)
+        return y if w1 is None else y.add_(torch.convolution(x, w1, None, *settings))
+
+    @staticmethod
+    def backward(ctx, y):
+        x1, w1, x, weight = ctx.saved_tensors
+        needed, to_x, to_weight = ctx.needs_input_grad, None, None
+        moved = _Pull.apply(y, x, weight, needed[:3], ctx.settings) if any(needed[:3]) else (None, None, None)
+        if needed[3] and w1 is not None:
+            to_x, _, _ = _Pull.apply(y, x, w1, (True, False, False), ctx.settings)
+        if needed[4] and x1 is not None:
+            _, to_weight, _ = _Pull.apply(y, x1, weight, (False, True, False), ctx.settings)
+        return *moved, to_x, to_weight, None

@@ -1,0 +1,25 @@
+"""What a double backward pass is for: ``torch.autograd.grad`` does not tell Functions in Python what it wants."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_cotangents_only = False  # of the process: PyTorch runs the pass of a GPU in another thread
+
+
+@contextmanager
+def cotangents_only() -> Iterator[None]:
+    """Inside, differentiating a backward pass gives derivatives in what comes back from above, and no others.
+
+    Those in inputs and parameters, which autograd would throw away, are not computed by ``nme.models``.
+    """
+    global _cotangents_only
+    _cotangents_only = True
+    try:
+        yield
+    finally:
+        _cotangents_only = False
+
+
+def wanted(needed: tuple[bool, ...]) -> tuple[bool, ...]:
+    """``ctx.needs_input_grad`` of a backward pass, whose first input is what comes back from above."""
+    return (needed[0], *(False for _ in needed[1:])) if _cotangents_only else needed
