@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.autograd import Function
 from torch.nn import functional
 
 from nme.models.wanted import cotangents_only
@@ -72,6 +73,22 @@ class Batch(NamedTuple):
         return drawn[first : first + len(self.labels)]
 
 
+class _Pairing(Function):
+    """⟨outputs, vectors⟩ for the sake of its derivative, which is ``vectors``; its value is not computed.
+
+    ``torch.autograd.grad`` takes vectors, too, but imports a computer algebra for that: 0.3 s for every job.
+    """
+
+    @staticmethod
+    def forward(ctx, vectors, *outputs):
+        ctx.vectors = vectors
+        return torch.zeros((), device=outputs[0].device)
+
+    @staticmethod
+    def backward(ctx, _):
+        return None, *ctx.vectors
+
+
 class Jacobian(NamedTuple):
     """J, the derivative of the logits of one part in the parameters, as a graph that goes both ways.
 
@@ -94,7 +111,7 @@ class Jacobian(NamedTuple):
         # The graph is kept anyway: its part that leads to the logits is needed still.
         options = {"retain_graph": True, "create_graph": keep_graph}
         with cotangents_only():
-            return torch.autograd.grad(self.pulled, self.cotangent, vector, **options)[0]
+            return torch.autograd.grad(_Pairing.apply(vector, *self.pulled), self.cotangent, **options)[0]
 
 
 class Gradient(NamedTuple):
@@ -160,7 +177,7 @@ def batch_gradient(
         loss = functional.cross_entropy(z, part.labels)
         if keep_jacobian:
             (w,) = torch.autograd.grad(loss, z)
-            found = list(torch.autograd.grad(z, parameters, w.requires_grad_(), create_graph=True))
+            found = list(torch.autograd.grad((z * w.requires_grad_()).sum(), parameters, create_graph=True))
             kept = {"kept_jacobian": Jacobian(z, w, found)}
         elif keep_graph or keep_logits:
             found = list(torch.autograd.grad(loss, parameters, retain_graph=one, create_graph=keep_graph and one))
@@ -253,7 +270,7 @@ def hessian_product(
             return [torch.zeros_like(p) for p in clean.parameters]
         outputs, vectors = zip(*pairs, strict=True)
         options = {"retain_graph": keep_graph, "materialize_grads": True}
-        return list(torch.autograd.grad(outputs, clean.parameters, vectors, **options))
+        return list(torch.autograd.grad(_Pairing.apply(vectors, *outputs), clean.parameters, **options))
 
     return mean_over_parts(batch, of_part)
 
@@ -274,7 +291,7 @@ def gauss_newton_product(model: nn.Module, batch: Batch, clean: Gradient, vector
         jacobian = _jacobian(model, part, clean)
         jv = jacobian.along(vector)
         pulled = softmax_hessian_product(jacobian.logits.detach(), jv) / len(jv)
-        return list(torch.autograd.grad(jacobian.logits, clean.parameters, pulled, materialize_grads=True))
+        return list(torch.autograd.grad((jacobian.logits * pulled).sum(), clean.parameters, materialize_grads=True))
 
     return mean_over_parts(batch, of_part)
 

@@ -45,7 +45,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.track_running_stats:
             with torch.no_grad():
                 n = x.numel() / x.shape[1]
-                self.num_batches_tracked += 1
+                self.num_batches_tracked.add_(1)
                 self.running_mean.lerp_(mean.flatten(), self.momentum)
                 self.running_var.lerp_(variance.flatten() * n / (n - 1), self.momentum)
         column = (-1, *(1 for _ in others[1:]))
