@@ -106,7 +106,7 @@ def with_stock_layers(model):
     from torch import nn
 
     for layer in model.modules():
-        stock = [kind for kind in type(layer).__mro__ if kind in (nn.Conv1d, nn.BatchNorm1d, nn.BatchNorm2d)]
+        stock = [kind for kind in type(layer).__mro__ if kind in (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)]
         if stock:
             layer.__class__ = stock[0]
     return model

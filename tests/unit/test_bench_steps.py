@@ -41,17 +41,19 @@ def test_every_method_has_a_limit():
     assert set(METHODS) == set(limits(1, 0))
 
 
-@pytest.mark.parametrize("name", ["sgd", "weight_noise", "sam", "usam", "grad_norm", "gauss_newton_trace"])
-def test_reverse_mode_runs_at_its_limit(member, name):
-    """F and F₁ alone predict what double backward really multiplies in an MLP."""
-    size = member.job.recipe.batch_size
-    expected = limits(size * FORWARD, size * FIRST)[name]
-    assert counted(steps.step_of(member, name)) == pytest.approx(expected, rel=0.005)
+@pytest.mark.parametrize("network", ["MLP", "CNN, 1-d", "CNN, 2-d", "WideResNet-16-2"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "hessian_trace"])
+def test_methods_run_at_their_limit(network, name):
+    """F and F₁ alone predict what is multiplied. (The Hessian trace takes g for itself, beside its Taylor pass.)"""
+    member = steps.member_of(network)
+    inputs = member.job.train.inputs[: member.job.recipe.batch_size]
+    expected = limits(*forward_operations(member.model, inputs))[name]
+    assert counted(steps.step_of(member, name)) == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("case", steps.cases(["eager"]), ids=str)
 def test_every_case_runs_and_costs_no_less_than_its_limit(case):
-    """And forward mode is counted: a step that misses it would come out below."""
+    """A product that the counter misses would come out below."""
     member = steps.member_of("MLP")
     size = member.job.recipe.batch_size
     step = steps.steps_of("MLP", [case])[case]
@@ -61,12 +63,13 @@ def test_every_case_runs_and_costs_no_less_than_its_limit(case):
 @pytest.mark.parametrize("name", ["sgd", "sam", "grad_norm"])
 def test_straightforward_loops_make_the_same_update(name, monkeypatch):
     monkeypatch.setattr(steps, "STRENGTH", 0.1)
+    monkeypatch.setattr(steps, "LEARNING_RATE", 10.0)
     monkeypatch.setattr(torch, "randperm", lambda n, generator=None: torch.arange(n))  # both take the first batch
     ours, theirs = steps.member_of("MLP"), steps.member_of("MLP")
     steps.step_of(ours, name)()
     steps.straightforward_steps(theirs)[name]()
     pairs = zip(ours.model.parameters(), theirs.model.parameters(), strict=True)
-    assert all(torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6) for a, b in pairs)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
 
 
 def test_times_are_one_a_turn():
