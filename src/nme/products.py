@@ -20,7 +20,7 @@ from torch import Tensor, distributed, nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from nme.models.wanted import cotangents_only
+from nme.models.differentiation import cotangents_only
 
 
 class Split(NamedTuple):

@@ -109,3 +109,9 @@ def central_differences(f, theta, step=1e-5):
 
 def relative_error(actual, expected):
     return ((actual - expected).norm() / expected.norm()).item()
+
+
+def signs(count, generator):
+    """Rademacher entries as the methods draw them: a bit each, of random octets, the highest bit first."""
+    octets = torch.randint(256, ((count + 7) // 8,), generator=generator, dtype=torch.uint8).tolist()
+    return torch.tensor([2.0 * (octets[i // 8] >> (7 - i % 8) & 1) - 1 for i in range(count)], dtype=torch.float64)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dense_reference import NETWORKS, Dense, central_differences, example, flat, relative_error
+from dense_reference import NETWORKS, Dense, central_differences, example, flat, relative_error, signs
 
 from nme.activations import ACTIVATIONS
 from nme.methods import METHODS
@@ -62,9 +62,7 @@ class TestWithBatchNorm:
 
     def test_hessian_trace_is_that_of_the_whole_batch(self):
         model, batch, theta, loss = self.loss("mlp")
-        generator = stream(0, "noise")
-        signs = [2 * torch.randint(2, p.shape, generator=generator, dtype=torch.int8) - 1 for p in model.parameters()]
-        u = flat(signs).double()
+        u = signs(len(theta), stream(0, "noise"))
         hessian = torch.func.grad(lambda t: torch.func.grad(loss)(t) @ u)
         expected = torch.func.grad(loss)(theta) + STRENGTH / 2 * torch.func.grad(lambda t: hessian(t) @ u)(theta)
         assert relative_error(direction("hessian_trace", model, batch), expected) < 1e-8

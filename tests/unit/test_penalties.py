@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from dense_reference import NETWORKS, Dense, central_differences, example, flat, relative_error
+from dense_reference import NETWORKS, Dense, central_differences, example, flat, relative_error, signs
 from torch.func import functional_call, jacrev
 
 from nme.activations import ACTIVATIONS
@@ -43,13 +43,6 @@ def gauss_newton(dense, theta):
     p = logits(dense, theta).softmax(1)
     inner = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     return torch.einsum("bcp,bcd,bdq->pq", jacobian, inner, jacobian) / len(p)
-
-
-def signs(dense, generator):
-    """A Rademacher probe as the methods draw it, parameter by parameter."""
-    return flat(
-        [2 * torch.randint(2, s, generator=generator, dtype=torch.int8) - 1 for s in dense.shapes.values()]
-    ).double()
 
 
 class TestSam:
@@ -89,7 +82,7 @@ class TestWeightNoise:
         model, batch = example(network, GELU, batch_norm)
         dense = Dense(model, batch)
         generator = stream(3, "noise")
-        noise = flat([torch.randn(shape, generator=generator).double() for shape in dense.shapes.values()])
+        noise = torch.randn(len(dense.theta), generator=generator).double()
         expected = dense.gradient(dense.theta + STRENGTH**0.5 * noise)
         assert relative_error(direction("weight_noise", model, batch, seed=3), expected) < 1e-10
 
@@ -101,7 +94,7 @@ class TestWeightNoise:
         for seed in range(2000):
             noisy = method.update(model, batch, sigma2, stream(seed, "noise")).loss
             generator = stream(seed, "noise")
-            noise = flat([torch.randn(shape, generator=generator).double() for shape in dense.shapes.values()])
+            noise = torch.randn(len(dense.theta), generator=generator).double()
             changes.append(noisy - loss - sigma2**0.5 * g @ noise)  # the first order has mean 0
         change, expected = torch.stack(changes), sigma2 / 2 * dense.hessian().trace()
         error = change.std() / len(change) ** 0.5
@@ -117,7 +110,7 @@ class TestHessianTrace:
         model, batch = example(network, genuine, batch_norm)
         dense = Dense(model, batch)
         generator = stream(0, "noise")
-        probes = [signs(dense, generator) for _ in range(k)]
+        probes = [signs(len(dense.theta), generator) for _ in range(k)]
 
         def penalty(theta):
             return sum(u @ torch.func.hessian(dense.loss)(theta) @ u for u in probes) * STRENGTH / 2 / k
@@ -131,7 +124,7 @@ class TestHessianTrace:
         """Where φ'' is not the slope of φ', finite differences of H know nothing of it; ``torch.func`` does."""
         model, batch = example("mlp", ACTIVATIONS.parse(name))
         dense = Dense(model, batch)
-        u = signs(dense, stream(0, "noise"))
+        u = signs(len(dense.theta), stream(0, "noise"))
         expected = torch.func.grad(lambda t: torch.func.grad(lambda s: dense.gradient(s) @ u)(t) @ u)(dense.theta)
         actual = direction("hessian_trace", model, batch) - dense.gradient(dense.theta)
         assert relative_error(actual, STRENGTH / 2 * expected) < 1e-10
@@ -190,7 +183,7 @@ class TestGaussNewtonTraceByProbes:
     def test_is_the_slope_of_the_probed_gauss_newton(self, genuine, network, batch_norm):
         model, batch = example(network, genuine, batch_norm)
         dense = Dense(model, batch)
-        u = signs(dense, stream(0, "noise"))
+        u = signs(len(dense.theta), stream(0, "noise"))
         expected = central_differences(lambda t: STRENGTH / 2 * u @ gauss_newton(dense, t) @ u, dense.theta)
         actual = direction("gauss_newton_trace_probe", model, batch) - dense.gradient(dense.theta)
         assert relative_error(actual, expected) < 1e-6
@@ -225,7 +218,7 @@ class TestUnbiased:
 
         def noise(seed):
             generator = stream(seed, "noise")
-            return flat([torch.randn(shape, generator=generator).double() for shape in dense.shapes.values()])
+            return torch.randn(len(dense.theta), generator=generator).double()
 
         first_order = sigma2**0.5 * torch.stack([noise(i) for i in range(draws)]) @ H
         found = {

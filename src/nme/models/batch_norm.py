@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from nme.models.wanted import wanted
+from nme.models.differentiation import left_to_others, wanted
 
 native_batch_norm_backward = torch.ops.aten.native_batch_norm_backward
 
@@ -28,7 +28,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        if torch.compiler.is_compiling():
+        if left_to_others():
             return self._elementary(x)
         statistics = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
         if self.track_running_stats:
@@ -36,7 +36,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         return _Forward.apply(x, self.weight, self.bias, *statistics, self.momentum, self.eps)
 
     def _elementary(self, x: Tensor) -> Tensor:
-        """In operations that a compiler fuses by itself, in every derivative."""
+        """In operations that a compiler fuses, and that have derivatives of every order and mode."""
         dtype, others = x.dtype, [d for d in range(x.dim()) if d != 1]
         x = x.to(torch.promote_types(dtype, torch.float32))
         mean = x.mean(others, keepdim=True)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from nme.models.wanted import wanted
+from nme.models.differentiation import left_to_others, wanted
 
 convolution_backward = torch.ops.aten.convolution_backward
 
@@ -43,7 +43,7 @@ class Conv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self.training or torch.compiler.is_compiling():
+        if not self.training or left_to_others():
             return super()._conv_forward(x, weight, bias)
         settings = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)  # as autocast does

@@ -1,16 +1,24 @@
-"""What a double backward pass is for: ``torch.autograd.grad`` does not tell Functions in Python what it wants."""
+"""What the layers with derivatives of their own share: whether to use them, and which of them a pass wants."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 _cotangents_only = False  # of the process: PyTorch runs the pass of a GPU in another thread
+
+
+def left_to_others() -> bool:
+    """Whether a compiler or a transform of ``torch.func`` differentiates, by rules that it knows."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 @contextmanager
 def cotangents_only() -> Iterator[None]:
     """Inside, differentiating a backward pass gives derivatives in what comes back from above, and no others.
 
-    Those in inputs and parameters, which autograd would throw away, are not computed by ``nme.models``.
+    Those in inputs and parameters, which autograd would throw away, are not computed by ``nme.models``:
+    ``torch.autograd.grad`` does not tell a Function in Python what it wants.
     """
     global _cotangents_only
     _cotangents_only = True
