@@ -1,7 +1,6 @@
 """Prepared data on the training device: loading, the order of an epoch, standardising and augmenting in batches."""
 
 import json
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,9 +155,7 @@ def load(
             raise NmeError(f"{path}: cannot be read ({error}); prepare the dataset again") from None
         if sha256(path) != expected["sha256"]:
             raise NmeError(f"{path}: is not the file that {manifest.name} describes; prepare the dataset again")
-        inputs = table["input"].flatten().to_numpy().reshape(-1, *shape)
-        with warnings.catch_warnings():  # the memory map is read-only, and only read
-            warnings.filterwarnings("ignore", message=".*not writable.*")
-            tensors = torch.from_numpy(inputs), torch.from_numpy(table["label"].to_numpy())
-        splits.append(Data(tensors[0].to(device), tensors[1].to(device), mean, std))
+        # By DLPack: to_numpy() imports pandas. The tensors are the memory map, which is only read.
+        inputs, labels = torch.from_dlpack(table["input"].flatten()), torch.from_dlpack(table["label"])
+        splits.append(Data(inputs.view(-1, *shape).to(device), labels.to(device), mean, std))
     return splits[0], splits[1], described

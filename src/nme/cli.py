@@ -1,5 +1,6 @@
 """The command line: one verb a stage, which Snakemake's rules call as they stand here; and ``plan`` and ``status``."""
 
+import gc
 import json
 import os
 import sys
@@ -263,6 +264,7 @@ def _project(config: Path, scale: str | None) -> "Project":
 
 def main() -> None:
     """Entry point: a mistake in the input is one message and exit code 2, a stopped job is exit code 75."""
+    gc.set_threshold(100_000)  # what an import makes stays; looking through it is a tenth of the time to import torch
     try:
         app()
     except NmeError as error:

@@ -106,6 +106,7 @@ def compiled(update: Callable) -> Callable:
     decorators where they are written: those import the compiler, a second and a half for every job.)
     """
     torch._dynamo.config.trace_autograd_ops = True
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler, too
     drawing = [(products, name) for name in ("rademacher", "normal", "uniform")]
     for module, name in [*drawing, (taylor, "quadratic_form")]:
         setattr(module, name, torch.compiler.disable(getattr(module, name)))
