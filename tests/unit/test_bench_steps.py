@@ -51,7 +51,7 @@ def test_methods_run_at_their_limit(network, name):
     assert counted(steps.step_of(member, name)) == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize("case", steps.cases(["eager"]), ids=str)
+@pytest.mark.parametrize("case", steps.cases("MLP", ["eager"]), ids=str)
 def test_every_case_runs_and_costs_no_less_than_its_limit(case):
     """A product that the counter misses would come out below."""
     member = steps.member_of("MLP")

@@ -297,9 +297,16 @@ class TestMember:
         assert same(spies[0].noise, spies[1].noise)
         assert len({tuple(n.tolist()) for n in spies[0].noise}) == 6
 
-    def test_update_is_sgd_with_momentum_and_decay_outside_the_direction(self):
-        spy = Spy("grad_norm")
+    @pytest.mark.parametrize("in_order", [True, False])
+    def test_update_is_sgd_with_momentum_and_decay_outside_the_direction(self, in_order):
+        class InAnotherMemoryOrder(Spy):
+            def update(self, *arguments):
+                update = super().update(*arguments)
+                return update._replace(direction=[d.t().contiguous().t() for d in update.direction])
+
+        spy = Spy("grad_norm") if in_order else InAnotherMemoryOrder("grad_norm")
         member = Member(cell("gelu", spy), 0)
+        assert all(p.dim() < 3 for p in member.parameters)
         theta = [p.detach().double().clone() for p in member.model.parameters()]
         velocity = [torch.zeros_like(t) for t in theta]
         for step in range(9):

@@ -1,0 +1,115 @@
+"""Layers with derivatives of their own: against finite differences of each other, PyTorch's, and elementary operations."""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from nme.models.batch_norm import BatchNorm1d, BatchNorm2d
+from nme.models.convolutions import Conv2d
+from nme.models.differentiation import cotangents_only
+
+CONVOLUTIONS = {
+    "plain": {"kernel_size": 3},
+    "strided": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "without bias": {"kernel_size": 1, "bias": False},
+    "grouped": {"kernel_size": (3, 2), "groups": 2, "dilation": (1, 2)},
+}
+
+
+def convolution(settings):
+    torch.manual_seed(0)
+    layer = Conv2d(4, 2, **settings).double()
+    return layer, torch.randn(2, 4, 6, 5, dtype=torch.float64, requires_grad=True)
+
+
+def normalisation(kind, shape):
+    torch.manual_seed(0)
+    layer = kind(shape[1]).double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    return layer, (3 * torch.randn(shape, dtype=torch.float64) + 1).requires_grad_()
+
+
+LAYERS = {
+    **{f"Conv2d, {name}": (convolution, settings) for name, settings in CONVOLUTIONS.items()},
+    "BatchNorm1d": (normalisation, BatchNorm1d, (5, 3)),
+    "BatchNorm1d, signals": (normalisation, BatchNorm1d, (3, 2, 4)),
+    "BatchNorm2d": (normalisation, BatchNorm2d, (3, 2, 2, 3)),
+}
+
+
+@pytest.fixture(params=LAYERS.values(), ids=LAYERS)
+def layer(request):
+    make, *arguments = request.param
+    return make(*arguments)
+
+
+def as_function(layer):
+    names = [name for name, _ in layer.named_parameters()]
+
+    def function(x, *parameters):
+        # In reverse mode only: functional_call is no transform of torch.func.
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))
+
+    return function, list(layer.parameters())
+
+
+def test_first_and_second_derivatives_are_those_of_finite_differences(layer):
+    function, parameters = as_function(layer[0])
+    assert gradcheck(function, (layer[1], *parameters))
+    assert gradgradcheck(function, (layer[1], *parameters))
+
+
+def test_third_derivatives_through_the_derivative_along_a_direction_are_those_of_finite_differences(layer):
+    """As the slope of uᵀGu takes them: Ju by differentiating Jᵀw in w, then back."""
+    function, parameters = as_function(layer[0])
+    u = [torch.randn_like(p) for p in (layer[1], *parameters)]
+
+    def along(*at):
+        y = function(*at)
+        w = torch.ones_like(y, requires_grad=True)
+        pulled = torch.autograd.grad(y, at, w, create_graph=True)
+        with cotangents_only():
+            return torch.autograd.grad(pulled, w, u, create_graph=True)[0]
+
+    assert gradcheck(along, (layer[1], *parameters))
+
+
+def test_derivatives_along_a_direction_are_those_of_forward_mode(layer):
+    layer, x = layer
+    function, parameters = as_function(layer)
+    u = [torch.randn_like(p) for p in (x, *parameters)]
+    y = layer(x)
+    w = torch.ones_like(y, requires_grad=True)
+    pulled = torch.autograd.grad(y, (x, *parameters), w, create_graph=True)
+    with cotangents_only():
+        (found,) = torch.autograd.grad(pulled, w, u)
+    _, expected = torch.func.jvp(function, (x.detach(), *(p.detach() for p in parameters)), tuple(u))
+    assert torch.allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [BatchNorm1d, BatchNorm2d])
+def test_batch_norm_leaves_the_running_statistics_that_pytorch_leaves(kind):
+    shape = (4, 3) if kind is BatchNorm1d else (4, 3, 2, 2)
+    ours, x = normalisation(kind, shape)
+    theirs = {BatchNorm1d: nn.BatchNorm1d, BatchNorm2d: nn.BatchNorm2d}[kind](3).double()
+    theirs.load_state_dict(ours.state_dict())
+    assert torch.equal(ours(x), theirs(x))
+    assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+def test_batch_norm_refuses_derivatives_that_it_does_not_have():
+    layer, x = normalisation(BatchNorm1d, (5, 2))
+    derivative = layer(x).square().sum()
+    for _ in range(2):
+        (derivative,) = torch.autograd.grad(derivative, x, torch.ones_like(derivative), create_graph=True)
+    with pytest.raises(NotImplementedError, match="order"):
+        torch.autograd.grad(derivative.square().sum(), x)
+
+
+def test_a_convolution_in_bfloat16_is_that_of_autocast():
+    layer, x = Conv2d(2, 3, 3), torch.randn(2, 2, 5, 5).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), nn.Conv2d.forward(layer.eval(), x))
