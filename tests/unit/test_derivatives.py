@@ -1,4 +1,4 @@
-"""Layers with derivatives of their own: against finite differences of each other, PyTorch's, and elementary operations."""
+"""Layers with derivatives of their own: against finite differences of each order, forward mode and PyTorch's layers."""
 
 import pytest
 import torch
