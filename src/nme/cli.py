@@ -264,7 +264,7 @@ def _project(config: Path, scale: str | None) -> "Project":
 
 def main() -> None:
     """Entry point: a mistake in the input is one message and exit code 2, a stopped job is exit code 75."""
-    gc.set_threshold(100_000)  # what an import makes stays; looking through it is a tenth of the time to import torch
+    gc.set_threshold(100_000)  # else a tenth of the time to import torch goes into looking through what it makes
     try:
         app()
     except NmeError as error:

@@ -61,7 +61,7 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(layer):
     assert gradgradcheck(function, (layer[1], *parameters))
 
 
-def test_third_derivatives_through_the_derivative_along_a_direction_are_those_of_finite_differences(layer):
+def test_the_slope_of_the_derivative_along_a_direction_is_that_of_finite_differences(layer):
     """As the slope of uᵀGu takes them: Ju by differentiating Jᵀw in w, then back."""
     function, parameters = as_function(layer[0])
     u = [torch.randn_like(p) for p in (layer[1], *parameters)]
@@ -78,6 +78,7 @@ def test_third_derivatives_through_the_derivative_along_a_direction_are_those_of
 
 def test_derivatives_along_a_direction_are_those_of_forward_mode(layer):
     layer, x = layer
+    layer.track_running_stats = False  # torch.func refuses to change them
     function, parameters = as_function(layer)
     u = [torch.randn_like(p) for p in (x, *parameters)]
     y = layer(x)
@@ -98,6 +99,24 @@ def test_batch_norm_leaves_the_running_statistics_that_pytorch_leaves(kind):
     assert torch.equal(ours(x), theirs(x))
     assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
     assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize("shift", [0, 20])
+def test_batch_norm_in_bfloat16_loses_its_rounding_and_no_more(shift):
+    """Second derivatives too, where the mean is much larger than the deviation."""
+    wide, _ = normalisation(BatchNorm2d, (4, 3, 5, 5))
+    torch.manual_seed(1)
+    x, u = torch.randn(4, 3, 5, 5).bfloat16() + shift, torch.randn(4, 3, 5, 5).bfloat16()
+
+    def products(dtype):
+        layer, at = wide.float() if dtype == torch.bfloat16 else wide.double(), x.to(dtype).requires_grad_()
+        y = layer(at)
+        w = u.flip(0).to(dtype).requires_grad_()
+        (pulled,) = torch.autograd.grad(y, at, w, create_graph=True)
+        return [p.double() for p in torch.autograd.grad(pulled, (w, at), u.to(dtype))]
+
+    for found, expected in zip(products(torch.bfloat16), products(torch.float64), strict=True):
+        assert (found - expected).norm() < 0.02 * expected.norm()
 
 
 def test_batch_norm_refuses_derivatives_that_it_does_not_have():

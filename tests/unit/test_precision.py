@@ -102,3 +102,9 @@ def test_a_compiled_gradient_penalty_of_a_wide_residual_network_is_the_eager_one
     torch.compiler.reset()
     method = METHODS.parse("grad_norm")
     assert relative_error(direction(method, model, batch, compiled=True), direction(method, model, batch)) < 1e-4
+
+
+def test_the_same_work_gives_the_same_bits_or_an_error():
+    prepare_device("cpu", 1)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()

@@ -10,12 +10,13 @@ x̂ mean(t x̂)), the derivative of x̂ along t, which is symmetric:
 - along ẋ, ẇ, ḃ:       ẏ = w P(ẋ) + ẇ x̂ + ḃ                                   (``_Tangent``)
 
 Each is linear and the other one's adjoint, and both are differentiated in x and w through the same form
-⟨ȳ, ẏ⟩ = ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ + ḃ Σ ȳ (``_curved``). That is all that double backward and its gradient need.
+⟨ȳ, ẏ⟩ = ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ + ḃ Σ ȳ (``_Curved``). That is all that double backward and the gradient of Jv need.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn import functional
 
 from nme.models.differentiation import left_to_others, wanted
 
@@ -23,7 +24,7 @@ native_batch_norm_backward = torch.ops.aten.native_batch_norm_backward
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm, with (B, C, ...) inputs; exact up to third derivatives in reverse mode."""
+    """Batch norm, with (B, C, ...) inputs; in train mode exact up to second derivatives, in reverse mode."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -31,6 +32,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         if left_to_others():
             return self._elementary(x)
         statistics = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+        functional._verify_batch_size(x.shape)  # PyTorch's message for one value a channel
         if self.track_running_stats:
             self.num_batches_tracked.add_(1)
         return _Forward.apply(x, self.weight, self.bias, *statistics, self.momentum, self.eps)
@@ -126,10 +128,10 @@ class _Curved(Function):
     def forward(ctx, y, y_times_normal, y_sum, x1, w1, x, weight, mean, scale):
         n = x.numel() / x.shape[1]
         a, y_mean = y_times_normal / n, y_sum / n
-        _, x1_times_normal, x1_sum = _pull(x1, x, None, mean, scale)
+        _, x1_times_normal, x1_sum = _pull(x1, x, weight, mean, scale, to_x=False)
         a1, x1_mean = x1_times_normal / n, x1_sum / n
         # The kernel's Σ ȳ (x − mean) r, with ẋ for x, mean 0 and r = 1: a product and its sums in one pass.
-        _, products, _ = _pull(y, x1, None, torch.zeros_like(mean), torch.ones_like(mean))
+        _, products, _ = _pull(y, x1, weight, torch.zeros_like(mean), torch.ones_like(mean), to_x=False)
         c = products / n - y_mean * x1_mean
         bend = -weight * scale * scale
         slope = w1 * scale
@@ -141,23 +143,29 @@ class _Curved(Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise NotImplementedError("batch norm in train mode has no derivatives of fourth order here")
+        raise NotImplementedError("batch norm in train mode has no derivatives of third order here")
 
 
-def _pull(y: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The w P(ȳ), Σ ȳ x̂ and Σ ȳ, by PyTorch's kernel; x̄ is not computed without a weight."""
-    mask = [weight is not None, True, True]
+def _pull(
+    y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, to_x: bool = True
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The x̄ = w P(ȳ), Σ ȳ x̂ and Σ ȳ of PyTorch's kernel; it computes no x̄ if not told to."""
+    mask = [to_x, True, True]
     return native_batch_norm_backward(y, x, weight, None, None, mean, scale, True, 0.0, mask)
 
 
 def _sum(like: Tensor, *terms: tuple[Tensor | None, Tensor | None]) -> Tensor:
-    """Σ tensor · factor, (B, C, ...), factors by channel; None is 1. The first term has a tensor."""
+    """Σ tensor · factor, (B, C, ...), factors by channel; None is 1. The first term has a tensor.
+
+    Summed in float32 or wider, since terms may cancel, and returned as ``like`` is.
+    """
     column = (-1, *(1 for _ in like.shape[2:]))
     (first, factor), *rest = terms
+    first = first.to(torch.promote_types(like.dtype, torch.float32))
     total = first if factor is None else first * factor.view(column)
     for tensor, factor in rest:
         if tensor is None:
             total.add_(factor.view(column))
         else:
-            total.addcmul_(tensor, factor.view(column))
-    return total
+            total.addcmul_(tensor.to(total.dtype), factor.view(column))
+    return total.to(like.dtype)

@@ -43,7 +43,8 @@ class Conv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self.training or left_to_others():
+        usual = self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        if not self.training or not usual or left_to_others():
             return super()._conv_forward(x, weight, bias)
         settings = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)  # as autocast does
@@ -79,8 +80,10 @@ class _Pull(Function):
         y, x, weight = ctx.saved_tensors
         needed = wanted(ctx.needs_input_grad)
         to_y = to_x = to_weight = None
-        if needed[0]:
+        if needed[0] and (x1 is not None or w1 is not None):
             to_y = _Push.apply(x1, w1, b1, x, weight, ctx.settings)
+        elif needed[0] and b1 is not None:
+            to_y = b1.view(-1, *(1 for _ in y.shape[2:])).expand_as(y)
         if needed[1] and w1 is not None:
             to_x, _, _ = _Pull.apply(y, x, w1, (True, False, False), ctx.settings)
         if needed[2] and x1 is not None:
