@@ -2,6 +2,8 @@
 
 import contextlib
 import gc
+import subprocess
+import sys
 import weakref
 from copy import deepcopy
 
@@ -269,3 +271,26 @@ def test_sgd_ignores_its_strength():
     model, batch = example("mlp", GELU)
     expected = flat(plain_gradient(model, batch))
     assert torch.equal(flat(update(METHODS.parse("sgd"), model, batch, 5.0).direction), expected)
+
+
+def test_jobs_do_not_import_a_compiler_or_an_algebra():
+    """Each would take a second of every job."""
+    script = """
+import sys, torch
+from nme import train
+from nme.activations import ACTIVATIONS
+from nme.device import prepare_device
+from nme.methods import METHODS
+from nme.models import MODELS
+from nme.products import Batch
+from nme.streams import stream
+prepare_device("cpu", 1)
+settings = {"name": "cnn", "channels": [2], "kernel": 3, "stride": 2, "batch_norm": True}
+model = MODELS["cnn"](**settings).build((1, 5, 5), 3, ACTIVATIONS.parse("gelu"))
+batch = Batch(torch.randn(4, 1, 5, 5), torch.tensor([0, 1, 2, 0]))
+for name in METHODS:
+    METHODS.parse(name).update(model, batch, 0.1, stream(0, "noise"))
+print(*{"sympy", "torch._dynamo", "torch._inductor", "pandas"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
