@@ -302,11 +302,10 @@ class TestMember:
         class InAnotherMemoryOrder(Spy):
             def update(self, *arguments):
                 update = super().update(*arguments)
-                return update._replace(direction=[d.t().contiguous().t() for d in update.direction])
+                return update._replace(direction=[d.mT.contiguous().mT if d.dim() > 1 else d for d in update.direction])
 
         spy = Spy("grad_norm") if in_order else InAnotherMemoryOrder("grad_norm")
         member = Member(cell("gelu", spy), 0)
-        assert all(p.dim() < 3 for p in member.parameters)
         theta = [p.detach().double().clone() for p in member.model.parameters()]
         velocity = [torch.zeros_like(t) for t in theta]
         for step in range(9):
