@@ -20,7 +20,7 @@ from torch import Tensor, distributed, nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from nme.models.differentiation import cotangents_only
+from nme.models.differentiation import cotangents_only, differentiated_twice
 
 
 class Split(NamedTuple):
@@ -173,7 +173,8 @@ def batch_gradient(
     outputs, sums, kept = [], None, {}
     for part in parts:
         statistics.begin()
-        z = logits_of(model, part.inputs) if logits is None else logits
+        with differentiated_twice(one and (keep_graph or keep_logits or keep_jacobian)):
+            z = logits_of(model, part.inputs) if logits is None else logits
         loss = functional.cross_entropy(z, part.labels)
         if keep_jacobian and one:
             (w,) = torch.autograd.grad(loss, z)

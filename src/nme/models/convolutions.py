@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from nme.models.differentiation import left_to_others, wanted
+from nme.models.differentiation import left_to_others, twice, wanted
 
 convolution_backward = torch.ops.aten.convolution_backward
 
@@ -30,7 +30,8 @@ class Conv1d(nn.Conv1d):
 
 
 class Conv2d(nn.Conv2d):
-    """``torch.nn.Conv2d`` (same parameters, same start); in train mode with derivatives of its own, in reverse mode.
+    """``torch.nn.Conv2d`` (same parameters, same start); in train mode, where it is differentiated
+    twice, with derivatives of its own, in reverse mode.
 
     PyTorch's double backward computes all four products, whatever is asked for, and those for weights as convolutions
     with images for kernels. Here each is computed if it is wanted, by the kernels of a gradient. With W x for the
@@ -44,7 +45,7 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         usual = self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        if not self.training or not usual or left_to_others():
+        if not (self.training and usual and twice()) or left_to_others():
             return super()._conv_forward(x, weight, bias)
         settings = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)  # as autocast does

@@ -5,12 +5,33 @@ from contextlib import contextmanager
 
 import torch
 
-_cotangents_only = False  # of the process: PyTorch runs the pass of a GPU in another thread
+# Of the process: PyTorch runs the backward pass of a GPU in another thread.
+_twice = False
+_cotangents_only = False
 
 
 def left_to_others() -> bool:
     """Whether a compiler or a transform of ``torch.func`` differentiates, by rules that it knows."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+@contextmanager
+def differentiated_twice(wanted: bool = True) -> Iterator[None]:
+    """Inside, if it is wanted, layers are computed so that their backward pass is fast to differentiate in turn.
+
+    For one derivative PyTorch's own convolutions do the same products without the overhead of Functions in Python.
+    """
+    global _twice
+    _twice = wanted
+    try:
+        yield
+    finally:
+        _twice = False
+
+
+def twice() -> bool:
+    """Whether this is inside of ``differentiated_twice``."""
+    return _twice
 
 
 @contextmanager
