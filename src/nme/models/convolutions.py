@@ -14,9 +14,9 @@ class Conv1d(nn.Conv1d):
     """``torch.nn.Conv1d`` (same parameters, same start) computed as windows times a matrix.
 
     PyTorch's own 1-d convolution reaches a fraction of a core's speed in its double backward; this one is a matrix
-    product in every derivative. Measured on one core, 3 layers, batch 128: gradient 9 % faster, gradient penalty 21 %
-    (GELU) and 27 % (ReLU). Tensors stay (B, C, L) to the outside and channels-last in memory, so that the windows
-    are views.
+    product in every derivative. In the laptop's CNN a penalty's step is a little faster with it than with PyTorch's, and
+    a plain gradient slower (docs/benchmarks.md). Tensors stay (B, C, L) to the outside and channels-last in memory, so
+    that the windows are views.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -30,8 +30,7 @@ class Conv1d(nn.Conv1d):
 
 
 class Conv2d(nn.Conv2d):
-    """``torch.nn.Conv2d`` (same parameters, same start); in train mode, where it is differentiated
-    twice, with derivatives of its own, in reverse mode.
+    """``torch.nn.Conv2d`` (same parameters, same start); derivatives of its own where a training step takes two.
 
     PyTorch's double backward computes all four products, whatever is asked for, and those for weights as convolutions
     with images for kernels. Here each is computed if it is wanted, by the kernels of a gradient. With W x for the
