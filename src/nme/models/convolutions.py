@@ -15,8 +15,8 @@ class Conv1d(nn.Conv1d):
 
     PyTorch's own 1-d convolution reaches a fraction of a core's speed in its double backward; this one is a matrix
     product in every derivative. In the laptop's CNN a penalty's step is a little faster with it than with PyTorch's,
-    and a plain gradient slower (docs/benchmarks.md). Tensors stay (B, C, L) to the outside and channels-last in memory, so
-    that the windows are views.
+    and a plain gradient slower (docs/benchmarks.md). Tensors stay (B, C, L) to the outside and channels-last in memory,
+    so that the windows are views.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
