@@ -215,10 +215,11 @@ def compiles(case: Case, step: Step) -> bool:
 
 def measured(network: str, repeats: int, variants: list[str]) -> list[dict]:
     """A row a case, without memory; in this process."""
-    import torch
     from operations import counted, forward_operations, limits
 
-    torch.set_num_threads(1)
+    from nme.device import prepare_device
+
+    prepare_device("cpu", 1)
     steps = steps_of(network, cases(network, variants))
     steps = {case: step for case, step in steps.items() if case.variant == "eager" or compiles(case, step)}
     seconds = timed(steps, repeats)
@@ -243,9 +244,9 @@ def peak_mib(network: str, case: Case) -> float:
     """Peak memory of two steps beyond that of before, in this process."""
     import resource
 
-    import torch
+    from nme.device import prepare_device
 
-    torch.set_num_threads(1)
+    prepare_device("cpu", 1)
     step = steps_of(network, [case])[case]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step()

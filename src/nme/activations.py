@@ -43,6 +43,14 @@ class Activation(Named):
         """φ''(x), as autodiff must see it. Differentiable, so that third derivatives exist."""
         raise NotImplementedError
 
+    def third(self, x: Tensor) -> Tensor:
+        """φ'''(x), without graph; a closed form saves time in the Hessian trace penalty."""
+        import torch
+
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            return torch.autograd.grad(self.second(leaf).sum(), leaf)[0]
+
     def __call__(self, x: Tensor) -> Tensor:
         """φ(x), differentiable at least twice with exactly ``first`` and ``second``."""
         if self.genuine:
@@ -55,11 +63,6 @@ class Activation(Named):
 def _pdf(x: Tensor) -> Tensor:
     """Density of the standard normal distribution."""
     return (-0.5 * x * x).exp() / math.sqrt(2 * math.pi)
-
-
-def _cdf(x: Tensor) -> Tensor:
-    """Φ, the distribution function of the standard normal distribution."""
-    return 0.5 * (1 + (x / math.sqrt(2)).erf())
 
 
 @ACTIVATIONS.add
@@ -118,12 +121,18 @@ class BetaGelu(Activation):
         return gelu(x) if self.beta == 1 else gelu(self.beta * x) / self.beta
 
     def first(self, x):
+        import torch
+
         z = self.beta * x
-        return _cdf(z) + z * _pdf(z)
+        return torch.ops.aten.gelu_backward(torch.ones_like(z), z)  # one pass over memory for Φ(z) + z·pdf(z)
 
     def second(self, x):
         z = self.beta * x
         return self.beta * _pdf(z) * (2 - z * z)
+
+    def third(self, x):
+        z = self.beta * x
+        return self.beta**2 * _pdf(z) * z * (z * z - 4)
 
 
 @ACTIVATIONS.add
@@ -148,6 +157,7 @@ class AugmentedRelu(Activation):
     value = Relu.value
     first = Relu.first
     second = BetaGelu.second
+    third = BetaGelu.third
 
 
 @ACTIVATIONS.add

@@ -193,7 +193,7 @@ class Recipe(Closed):
         description="Of forward passes: tf32 is float32 with short products on a GPU, bf16 automatic mixed precision;"
         " parameters, gradients, norms and updates are float32.",
     )
-    channels_last: bool = Field(False, description="Memory order of images; faster on GPUs.")
+    channels_last: bool = Field(False, description="Memory order of images; often faster, above all on GPUs.")
     compile: bool = Field(False, description="Compile the step (torch.compile): faster, and slower to start.")
     learning_rate: PositiveFloat = Field(description="Peak learning rate; cosine schedule to 0.")
     warmup_epochs: NonNegativeFloat = Field(0.0, description="Epochs of linear warm-up before the cosine.")

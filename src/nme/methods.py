@@ -184,12 +184,11 @@ class WeightNoise(Method):
     has_clean_pass = False
 
     def update(self, model, batch, strength, noise):
-        import torch
 
         from nme.products import batch_gradient, displaced, norm, normal
 
         parameters = [p for p in model.parameters() if p.requires_grad]
-        with displaced(parameters, torch._foreach_mul(normal(parameters, noise), strength**0.5)):
+        with displaced(parameters, normal(parameters, noise), strength**0.5):
             noisy = batch_gradient(model, batch)
         return Update(noisy.gradient, noisy.loss, noisy.logits, norm(noisy.gradient))
 

@@ -74,11 +74,6 @@ class Batch(NamedTuple):
 
 
 class _Pairing(Function):
-    """⟨outputs, vectors⟩ for the sake of its derivative, which is ``vectors``; its value is not computed.
-
-    ``torch.autograd.grad`` takes vectors, too, but imports a computer algebra for that: 0.3 s for every job.
-    """
-
     @staticmethod
     def forward(ctx, vectors, *outputs):
         ctx.vectors = vectors
@@ -87,6 +82,14 @@ class _Pairing(Function):
     @staticmethod
     def backward(ctx, _):
         return None, *ctx.vectors
+
+
+def pairing(outputs: list[Tensor], vectors: list[Tensor]) -> Tensor:
+    """⟨outputs, vectors⟩ for the sake of its derivative in the outputs, ``vectors``; its value is not computed.
+
+    ``torch.autograd.grad`` takes vectors, too, but imports a computer algebra for that: 0.3 s for every job.
+    """
+    return _Pairing.apply(vectors, *outputs)
 
 
 class Jacobian(NamedTuple):
@@ -111,7 +114,7 @@ class Jacobian(NamedTuple):
         # The graph is kept anyway: its part that leads to the logits is needed still.
         options = {"retain_graph": True, "create_graph": keep_graph}
         with cotangents_only():
-            return torch.autograd.grad(_Pairing.apply(vector, *self.pulled), self.cotangent, **options)[0]
+            return torch.autograd.grad(pairing(self.pulled, vector), self.cotangent, **options)[0]
 
 
 class Gradient(NamedTuple):
@@ -271,7 +274,7 @@ def hessian_product(
             return [torch.zeros_like(p) for p in clean.parameters]
         outputs, vectors = zip(*pairs, strict=True)
         options = {"retain_graph": keep_graph, "materialize_grads": True}
-        return list(torch.autograd.grad(_Pairing.apply(vectors, *outputs), clean.parameters, **options))
+        return list(torch.autograd.grad(pairing(outputs, vectors), clean.parameters, **options))
 
     return mean_over_parts(batch, of_part)
 
@@ -360,16 +363,18 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def displaced(parameters: list[nn.Parameter], displacement: list[Tensor]) -> Iterator[None]:
-    """The parameters are θ + displacement inside, and θ again to the last bit outside, also after an exception."""
-    before = [p.detach().clone() for p in parameters]
+def displaced(parameters: list[nn.Parameter], displacement: list[Tensor], times: float = 1) -> Iterator[None]:
+    """The parameters are θ + times · displacement inside, and θ again outside, also after an exception."""
+    before = [p.data for p in parameters]
+    # Exchanged and not added in place: one pass over memory, where a copy, the sum and putting it back are three.
+    moved = torch._foreach_add(before, displacement, alpha=times)
     try:
-        with torch.no_grad():
-            torch._foreach_add_(parameters, displacement)
+        for p, data in zip(parameters, moved, strict=True):
+            p.data = data
         yield
     finally:
-        with torch.no_grad():
-            torch._foreach_copy_(parameters, before)
+        for p, data in zip(parameters, before, strict=True):
+            p.data = data
 
 
 def rademacher(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tensor]:

@@ -227,9 +227,7 @@ class _Activation(Function):
     @staticmethod
     def backward(ctx, y: Tensor, y1: Tensor, y2: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, x1, x2, slope, bend = ctx.saved_tensors
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            (third,) = torch.autograd.grad(ctx.activation.second(leaf).sum(), leaf)
+        third = ctx.activation.third(x)
         y2x1 = y2 * x1
         to_x = y * slope + bend * (y1 * x1 + y2 * x2) + third * y2x1 * x1
         return to_x, y1 * slope + 2 * bend * y2x1, y2 * slope, None

@@ -203,6 +203,7 @@ def test_third_derivative_exists_and_is_the_slope_of_second(activation):
     x = POINTS.clone().requires_grad_()
     third = derivative(derivative(derivative(activation(x), x), x), x)
     assert_near(third, central_difference(activation.second, POINTS), 1e-7)
+    assert_near(activation.third(POINTS), central_difference(activation.second, POINTS), 1e-7)
 
 
 def test_strided_and_empty_inputs_are_taken_as_they_are(activation):

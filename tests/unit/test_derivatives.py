@@ -6,7 +6,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from nme.models.batch_norm import BatchNorm1d, BatchNorm2d
-from nme.models.convolutions import Conv2d
+from nme.models.convolutions import Conv1d, Conv2d
 from nme.models.differentiation import cotangents_only, differentiated_twice
 
 CONVOLUTIONS = {
@@ -17,10 +17,10 @@ CONVOLUTIONS = {
 }
 
 
-def convolution(settings):
+def convolution(settings, kind=Conv2d, sides=(6, 5)):
     torch.manual_seed(0)
-    layer = Conv2d(4, 2, **settings).double()
-    return layer, torch.randn(2, 4, 6, 5, dtype=torch.float64, requires_grad=True)
+    layer = kind(4, 2, **settings).double()
+    return layer, torch.randn(2, 4, *sides, dtype=torch.float64, requires_grad=True)
 
 
 def normalisation(kind, shape):
@@ -33,6 +33,7 @@ def normalisation(kind, shape):
 
 LAYERS = {
     **{f"Conv2d, {name}": (convolution, settings) for name, settings in CONVOLUTIONS.items()},
+    "Conv1d, strided": (convolution, CONVOLUTIONS["strided"], Conv1d, (7,)),
     "BatchNorm1d": (normalisation, BatchNorm1d, (5, 3)),
     "BatchNorm1d, signals": (normalisation, BatchNorm1d, (3, 2, 4)),
     "BatchNorm2d": (normalisation, BatchNorm2d, (3, 2, 2, 3)),

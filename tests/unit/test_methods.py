@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import platform
 import subprocess
 import sys
 import weakref
@@ -50,10 +51,7 @@ class TestEveryMethod:
         expected = plain_gradient(model, batch)
         actual = update(method, model, batch, 0.0).direction
         assert len(actual) == len(expected)
-        if batch_norm:  # some methods run it in other operations
-            assert relative_error(flat(actual), flat(expected)) < 1e-5
-        else:
-            assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+        assert relative_error(flat(actual), flat(expected)) < 1e-5  # some methods take other operations for it
 
     @with_and_without_batch_norm
     def test_parameters_are_unchanged(self, method, batch_norm):
@@ -277,8 +275,9 @@ def test_jobs_do_not_import_a_compiler_or_an_algebra():
     """Each would take a second of every job."""
     script = """
 import sys, torch
-from nme import train
+from nme import measure, train
 from nme.activations import ACTIVATIONS
+from nme.curvature import Curvature
 from nme.device import prepare_device
 from nme.methods import METHODS
 from nme.models import MODELS
@@ -290,7 +289,25 @@ model = MODELS["cnn"](**settings).build((1, 5, 5), 3, ACTIVATIONS.parse("gelu"))
 batch = Batch(torch.randn(4, 1, 5, 5), torch.tensor([0, 1, 2, 0]))
 for name in METHODS:
     METHODS.parse(name).update(model, batch, 0.1, stream(0, "noise"))
+curvature = Curvature(model, torch.nn.CrossEntropyLoss(), batch[:2])
+curvature.products(torch.ones(curvature.size))
 print(*{"sympy", "torch._dynamo", "torch._inductor", "pandas"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory its own way")
+def test_memory_that_a_step_frees_is_there_for_the_next_one():
+    script = """
+import resource, torch
+from nme.device import prepare_device
+prepare_device("cpu", 1)
+def step():
+    kept = [torch.ones(2**14) for _ in range(160)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+settled, *_, last = [step() for _ in range(20)][10:]
+print(last - settled)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 10  # page faults; thousands if the system gives the memory anew

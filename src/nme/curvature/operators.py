@@ -25,7 +25,8 @@ from torch.func import functional_call
 
 from nme.curvature.losses import Loss, loss_of
 from nme.errors import NmeError, unknown
-from nme.products import frozen_statistics
+from nme.models.differentiation import differentiated_twice
+from nme.products import frozen_statistics, pairing
 
 
 class Products(NamedTuple):
@@ -191,7 +192,7 @@ class Curvature:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.train()
         try:
-            with frozen_statistics(self.model):
+            with frozen_statistics(self.model), differentiated_twice():
                 yield
         finally:
             for module, training in modes.items():
@@ -231,15 +232,17 @@ class _Linearised:
 
     def _pulled_back(self, r: Tensor) -> list[Tensor]:
         options = {"create_graph": True, "materialize_grads": True}
-        return list(torch.autograd.grad(self.z, self.parameters, r / len(self.z), **options))
+        return list(torch.autograd.grad(pairing([self.z], [r / len(self.z)]), self.parameters, **options))
 
+    @torch.enable_grad()
     def _through(self, w: list[Tensor], inputs: list[Tensor], vector: list[Tensor]) -> list[Tensor]:
         """The derivative of ⟨w, vector⟩ in the inputs."""
         pairs = [(a, v) for a, v in zip(w, vector, strict=True) if a.requires_grad]
         if not pairs:
             return [torch.zeros_like(x) for x in inputs]
         outputs, vectors = zip(*pairs, strict=True)
-        return list(torch.autograd.grad(outputs, inputs, vectors, retain_graph=True, materialize_grads=True))
+        options = {"retain_graph": True, "materialize_grads": True}
+        return list(torch.autograd.grad(pairing(outputs, vectors), inputs, **options))
 
     def nme_and_derivative(self, vector: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Nv, and Jv of shape (B, C), by one backward pass through w's graph."""
@@ -250,10 +253,12 @@ class _Linearised:
         """Jv, shape (B, C)."""
         return self._through(self.w, [self.r], vector)[0] * len(self.z)
 
+    @torch.enable_grad()
     def gauss_newton(self, jv: Tensor) -> list[Tensor]:
         """Gv from Jv."""
         pulled = self.loss.hessian_product(self.z.detach(), jv) / len(self.z)
-        return list(torch.autograd.grad(self.z, self.parameters, pulled, retain_graph=True, materialize_grads=True))
+        options = {"retain_graph": True, "materialize_grads": True}
+        return list(torch.autograd.grad(pairing([self.z], [pulled]), self.parameters, **options))
 
     def gauss_newton_form(self, ju: Tensor) -> Tensor:
         """uᵀGu from Ju, a scalar in float64."""

@@ -3,34 +3,14 @@
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn import functional
 
 from nme.models.differentiation import left_to_others, twice, wanted
 
 convolution_backward = torch.ops.aten.convolution_backward
 
 
-class Conv1d(nn.Conv1d):
-    """``torch.nn.Conv1d`` (same parameters, same start) computed as windows times a matrix.
-
-    PyTorch's own 1-d convolution reaches a fraction of a core's speed in its double backward; this one is a matrix
-    product in every derivative. In the laptop's CNN a penalty's step is a little faster with it than with PyTorch's,
-    and a plain gradient slower (docs/benchmarks.md). Tensors stay (B, C, L) to the outside and channels-last in memory,
-    so that the windows are views.
-    """
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        (kernel,), (stride,), (padding,) = self.kernel_size, self.stride, self.padding
-        x = functional.pad(x.transpose(1, 2), (0, 0, padding, padding)).flatten(1)  # (B, L·C)
-        windows = x.unfold(1, kernel * self.in_channels, stride * self.in_channels)  # (B, L', kernel·C)
-        if not weight.requires_grad:  # else PyTorch copies them by itself; here it would multiply one by one
-            windows = windows.contiguous()
-        weight = weight.transpose(1, 2).flatten(1)  # (C', kernel·C)
-        return functional.linear(windows, weight, bias).transpose(1, 2)
-
-
-class Conv2d(nn.Conv2d):
-    """``torch.nn.Conv2d`` (same parameters, same start); derivatives of its own where a training step takes two.
+class _TwiceDifferentiable:
+    """A layer's ``_conv_forward`` with derivatives of its own where it is known that two will be taken.
 
     PyTorch's double backward computes all four products, whatever is asked for, and those for weights as convolutions
     with images for kernels. Here each is computed if it is wanted, by the kernels of a gradient. With W x for the
@@ -44,11 +24,19 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         usual = self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        if not (self.training and usual and twice()) or left_to_others():
+        if not (twice() and usual) or left_to_others():
             return super()._conv_forward(x, weight, bias)
-        settings = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
+        settings = (self.stride, self.padding, self.dilation, False, (0,) * len(self.stride), self.groups)
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)  # as autocast does
         return _Convolution.apply(x, weight, bias, settings)
+
+
+class Conv1d(_TwiceDifferentiable, nn.Conv1d):
+    """``torch.nn.Conv1d``: same parameters, same start."""
+
+
+class Conv2d(_TwiceDifferentiable, nn.Conv2d):
+    """``torch.nn.Conv2d``: same parameters, same start."""
 
 
 class _Convolution(Function):
