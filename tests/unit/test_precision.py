@@ -18,6 +18,7 @@ from nme.streams import stream
 NETWORKS = {
     "mlp": ((1, 8, 8), {"widths": [64, 64], "batch_norm": True}),
     "cnn": ((3, 16, 16), {"channels": [16, 32], "kernel": 3, "stride": 2}),
+    "cnn-1d": ((1, 40), {"channels": [32, 32], "kernel": 5, "stride": 2}),
     "wide_resnet": ((3, 16, 16), {"depth": 10, "widen": 1}),
 }
 STRENGTH = 0.1
@@ -27,7 +28,8 @@ def network(name, activation="gelu", examples=64):
     shape, settings = NETWORKS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = MODELS[name](name=name, **settings).build(shape, 10, ACTIVATIONS.parse(activation))
+        kind = name.removesuffix("-1d")
+        model = MODELS[kind](name=kind, **settings).build(shape, 10, ACTIVATIONS.parse(activation))
         return model, Batch(torch.randn(examples, *shape), torch.randint(10, (examples,)))
 
 
@@ -97,8 +99,9 @@ def test_compiled_steps_are_eager_ones(method):
 
 
 @pytest.mark.slow
-def test_a_compiled_gradient_penalty_of_a_wide_residual_network_is_the_eager_one():
-    model, batch = network("wide_resnet", examples=32)
+@pytest.mark.parametrize("name", ["cnn-1d", "wide_resnet"])
+def test_a_compiled_gradient_penalty_of_other_networks_is_the_eager_one(name):
+    model, batch = network(name, examples=32)
     torch.compiler.reset()
     method = METHODS.parse("grad_norm")
     assert relative_error(direction(method, model, batch, compiled=True), direction(method, model, batch)) < 1e-4

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from scipy.stats import t
 
 from nme.activations import ACTIVATIONS
@@ -90,6 +91,7 @@ def _note(axes: Axes, points: pd.DataFrame, colours: list[str], top: bool, text:
     for i, (_, point) in enumerate(points.assign(colour=colours).sort_values("x").iterrows()):
         place = {"xy": (point["x"], 0.93 - 0.075 * i if top else 0.01 + 0.075 * i)}
         look = {"color": point["colour"], "fontsize": 5.5, "ha": "center"}
+        look["path_effects"] = [withStroke(linewidth=1.5, foreground="white")]  # lines may pass behind it
         axes.annotate(text(point), xycoords=axes.get_xaxis_transform(), **place, **look)
 
 
