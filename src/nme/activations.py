@@ -44,7 +44,7 @@ class Activation(Named):
         raise NotImplementedError
 
     def third(self, x: Tensor) -> Tensor:
-        """φ'''(x), without graph; a closed form saves time in the Hessian trace penalty."""
+        """φ'''(x), for values; optional, a closed form saves time in the Hessian trace penalty."""
         import torch
 
         with torch.enable_grad():

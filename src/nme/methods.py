@@ -184,7 +184,6 @@ class WeightNoise(Method):
     has_clean_pass = False
 
     def update(self, model, batch, strength, noise):
-
         from nme.products import batch_gradient, displaced, norm, normal
 
         parameters = [p for p in model.parameters() if p.requires_grad]

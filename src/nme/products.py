@@ -88,7 +88,14 @@ def pairing(outputs: list[Tensor], vectors: list[Tensor]) -> Tensor:
     """⟨outputs, vectors⟩ for the sake of its derivative in the outputs, ``vectors``; its value is not computed.
 
     ``torch.autograd.grad`` takes vectors, too, but imports a computer algebra for that: 0.3 s for every job.
+
+    Raises:
+        ValueError: a vector has another shape than its output.
     """
+    if any(v.shape != o.shape for v, o in zip(vectors, outputs, strict=True)):
+        raise ValueError(
+            f"vectors of shapes {[tuple(v.shape) for v in vectors]} for {[tuple(o.shape) for o in outputs]}"
+        )
     return _Pairing.apply(vectors, *outputs)
 
 
@@ -364,7 +371,10 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def displaced(parameters: list[nn.Parameter], displacement: list[Tensor], times: float = 1) -> Iterator[None]:
-    """The parameters are θ + times · displacement inside, and θ again outside, also after an exception."""
+    """The parameters are θ + times · displacement inside, and θ again outside, also after an exception.
+
+    Autograd does not notice: what is built on one side is to be differentiated on that side.
+    """
     before = [p.data for p in parameters]
     # Exchanged and not added in place: one pass over memory, where a copy, the sum and putting it back are three.
     moved = torch._foreach_add(before, displacement, alpha=times)

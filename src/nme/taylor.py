@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.func import jvp
 from torch.nn import functional
 
@@ -225,6 +226,7 @@ class _Activation(Function):
         return activation.value(x), slope * x1, bend * x1.square() + slope * x2
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, y: Tensor, y1: Tensor, y2: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, x1, x2, slope, bend = ctx.saved_tensors
         third = ctx.activation.third(x)

@@ -10,7 +10,6 @@ from torch.func import functional_call, hessian, jacrev
 
 from nme.models import MODELS
 from nme.models.batch_norm import BatchNorm2d
-from nme.models.convolutions import Conv1d
 from nme.models.layers import Activate
 
 CLASSES = 3
@@ -115,12 +114,6 @@ class DenseBatch:
         for name, module in list(self.model.named_modules()):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 self.model.set_submodule(name, norm(module))
-            elif isinstance(module, Conv1d):
-                plain = nn.Conv1d(
-                    module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding
-                )
-                plain.weight, plain.bias = module.weight, module.bias
-                self.model.set_submodule(name, plain)
             elif isinstance(module, Activate) and not module.activation.genuine:
                 self.model.set_submodule(name, SecondOrder(module.activation))
         self.model.eval()

@@ -34,6 +34,7 @@ def normalisation(kind, shape):
 LAYERS = {
     **{f"Conv2d, {name}": (convolution, settings) for name, settings in CONVOLUTIONS.items()},
     "Conv1d, strided": (convolution, CONVOLUTIONS["strided"], Conv1d, (7,)),
+    "Conv1d, grouped": (convolution, {"kernel_size": 2, "groups": 2, "dilation": 2}, Conv1d, (7,)),
     "BatchNorm1d": (normalisation, BatchNorm1d, (5, 3)),
     "BatchNorm1d, signals": (normalisation, BatchNorm1d, (3, 2, 4)),
     "BatchNorm2d": (normalisation, BatchNorm2d, (3, 2, 2, 3)),

@@ -8,7 +8,7 @@ own, w = Jᵀr/B is ∇_θ⟨r, f(θ)⟩/B. One backward pass through w's graph 
     Hv = Gv + Nv
 
 so H = G + N holds to the last bit. Counted in forward passes F of a network of convolutions: 3 F for w, once for all
-vectors, then 6 F a vector for N, 4 + 2 F for G, 8 F for the three together; H alone is 6 F a vector, with r attached.
+vectors, then 6 F a vector for N, 2 + 2 F for G, 8 F for the three together; H alone is 6 F a vector, with r attached.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ from torch.func import functional_call
 
 from nme.curvature.losses import Loss, loss_of
 from nme.errors import NmeError, unknown
-from nme.models.differentiation import differentiated_twice
+from nme.models.differentiation import cotangents_only, differentiated_twice
 from nme.products import frozen_statistics, pairing
 
 
@@ -251,7 +251,8 @@ class _Linearised:
 
     def derivative(self, vector: list[Tensor]) -> Tensor:
         """Jv, shape (B, C)."""
-        return self._through(self.w, [self.r], vector)[0] * len(self.z)
+        with cotangents_only():
+            return self._through(self.w, [self.r], vector)[0] * len(self.z)
 
     @torch.enable_grad()
     def gauss_newton(self, jv: Tensor) -> list[Tensor]:
@@ -303,7 +304,7 @@ class Hessian(_Operator):
 
 
 class GaussNewton(_Operator):
-    """G = (1/B) Σ Jᵀ(∇²_z ℓ)J. Arguments as ``Curvature``, or a ``Curvature``. Cost: 3 F a batch, then 6 F a vector."""
+    """G = (1/B) Σ Jᵀ(∇²_z ℓ)J. Arguments as ``Curvature``, or a ``Curvature``. Cost: 3 F a batch, then 4 F a vector."""
 
     symbol = "G"
 

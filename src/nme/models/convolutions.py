@@ -23,7 +23,7 @@ class _TwiceDifferentiable:
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        usual = self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        usual = self.padding_mode == "zeros" and not isinstance(self.padding, str) and x.dim() == weight.dim()
         if not (twice() and usual) or left_to_others():
             return super()._conv_forward(x, weight, bias)
         settings = (self.stride, self.padding, self.dilation, False, (0,) * len(self.stride), self.groups)

@@ -22,11 +22,11 @@ def differentiated_twice(wanted: bool = True) -> Iterator[None]:
     For one derivative PyTorch's own convolutions do the same products without the overhead of Functions in Python.
     """
     global _twice
-    _twice = wanted
+    before, _twice = _twice, wanted
     try:
         yield
     finally:
-        _twice = False
+        _twice = before
 
 
 def twice() -> bool:
@@ -42,11 +42,11 @@ def cotangents_only() -> Iterator[None]:
     ``torch.autograd.grad`` does not tell a Function in Python what it wants.
     """
     global _cotangents_only
-    _cotangents_only = True
+    before, _cotangents_only = _cotangents_only, True
     try:
         yield
     finally:
-        _cotangents_only = False
+        _cotangents_only = before
 
 
 def wanted(needed: tuple[bool, ...]) -> tuple[bool, ...]:
