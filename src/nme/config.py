@@ -227,6 +227,13 @@ class Recipe(Closed):
         return self
 
     @model_validator(mode="after")
+    def _images_for_channels_last(self) -> "Recipe":
+        shape = input_shape(self)
+        if self.channels_last and len(shape) != 3:
+            raise ValueError(f"channels_last is true, but '{self.dataset}' has inputs {shape} (allowed: false)")
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
         part = self.micro_batch or self.batch_size
         if self.batch_size % part:

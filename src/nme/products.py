@@ -92,10 +92,9 @@ def pairing(outputs: list[Tensor], vectors: list[Tensor]) -> Tensor:
     Raises:
         ValueError: a vector has another shape than its output.
     """
-    if any(v.shape != o.shape for v, o in zip(vectors, outputs, strict=True)):
-        raise ValueError(
-            f"vectors of shapes {[tuple(v.shape) for v in vectors]} for {[tuple(o.shape) for o in outputs]}"
-        )
+    for vector, output in zip(vectors, outputs, strict=True):
+        if vector.shape != output.shape:
+            raise ValueError(f"a vector has shape {tuple(vector.shape)} (allowed: {tuple(output.shape)})")
     return _Pairing.apply(vectors, *outputs)
 
 

@@ -132,6 +132,8 @@ MISTAKES = [
     (SCALE, "recipes.digits_mlp.model.name", ABSENT, ["recipes.digits_mlp.model.name", "missing"]),
     (SCALE, "recipes.digits_mlp.augment", "flip",
      ["recipes.digits_mlp.augment", "'flip'", "'none', 'crop_flip' or 'resized_crop_flip'"]),
+    (SCALE, "recipes.mnist1d_cnn.channels_last", True,
+     ["recipes.mnist1d_cnn", "channels_last is true", "'mnist1d' has inputs (1, 40)", "(allowed: false)"]),
     (SCALE, "recipes.mnist1d_cnn.augment", "crop_flip",
      ["recipes.mnist1d_cnn", "augment is 'crop_flip'", "'mnist1d'", "(allowed: none)"]),
     # streamed datasets, and those in memory

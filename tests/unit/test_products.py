@@ -8,7 +8,7 @@ from dense_reference import NETWORKS, Dense, example, flat, relative_error
 from torch import nn
 
 from nme.activations import ACTIVATIONS
-from nme.products import Batch, Gradient, batch_gradient, hessian_product, norm
+from nme.products import Batch, Gradient, batch_gradient, hessian_product, norm, pairing
 
 GELU = ACTIVATIONS.parse("gelu")
 
@@ -141,6 +141,19 @@ class TestHessianProduct:
         assert torch.equal(flat(vector), before[0])
         assert torch.equal(flat(clean.gradient), before[1])
         assert not any(t.requires_grad for t in result)
+
+
+class TestPairing:
+    def test_its_derivative_is_the_vector_whose_own_graph_is_kept(self):
+        x, v = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        (along,) = torch.autograd.grad(pairing([x**3], [v]), x, create_graph=True)
+        torch.testing.assert_close(along, 3 * x**2 * v)
+        for found, expected in zip(torch.autograd.grad(along.sum(), [x, v]), [6 * x * v, 3 * x**2], strict=True):
+            torch.testing.assert_close(found, expected)
+
+    def test_vectors_have_the_shapes_of_the_outputs(self):
+        with pytest.raises(ValueError, match=r"has shape \(2, 3\) \(allowed: \(3,\)\)"):
+            pairing([torch.ones(3, requires_grad=True)], [torch.ones(2, 3)])
 
 
 class TestNorm:
