@@ -28,6 +28,7 @@ from pydantic import (
 
 from nme.activations import ACTIVATIONS
 from nme.datasets import DATASETS
+from nme.datasets import Dataset as DatasetKind
 from nme.errors import NmeError, unknown
 from nme.figures import drawable
 from nme.files import atomic
@@ -143,13 +144,24 @@ class Config(Closed):
     device: Literal["cpu", "cuda", "auto"] = Field(
         "cpu", description="Where to train. auto: a GPU if there is one, else the CPU."
     )
+    seeds: Count | None = Field(
+        None, description="Members per cell, instead of the scale's number; more of them train only new members."
+    )
 
 
 class Dataset(Closed):
-    """Which part of a dataset a scale uses."""
+    """Which part of a dataset a scale uses, and how its labels are changed."""
 
+    source: _one_of("dataset", DATASETS) | None = Field(
+        None, description="The dataset that it is taken from; null: that of its own name."
+    )
     train: Count | None = Field(None, description="Training examples, class-balanced; null: all.")
     test: Count | None = Field(None, description="Test examples, class-balanced; null: all.")
+    label_noise: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Probability that a training label is replaced by one drawn uniformly from all classes, by a fixed"
+        " seed; test labels stay as they are. Datasets in memory only.",
+    )
     short_side: Count | None = Field(
         None, description="Streamed datasets: px; larger images are stored with their shorter side reduced to it."
     )
@@ -164,7 +176,7 @@ ModelSpec = Annotated[Union[tuple(MODELS.values())], Field(discriminator="name")
 class Recipe(Closed):
     """How one network is trained; everything but the activation, the method, its strength and the seed."""
 
-    dataset: _one_of("dataset", DATASETS) = Field(description="A dataset of this scale.")
+    dataset: Identifier = Field(description="A dataset of this scale.")
     title: str = Field("", description="As written above a panel of a figure; empty: the recipe's name.")
     model: ModelSpec = Field(description="The network and its sizes.")
     resolution: Count | None = Field(
@@ -207,33 +219,6 @@ class Recipe(Closed):
     runtime_minutes: Count = Field(30, description="Time limit to ask a cluster for; grows with each attempt.")
 
     @model_validator(mode="after")
-    def _images_for_crops(self) -> "Recipe":
-        dataset = DATASETS[self.dataset]
-        if dataset.streamed:
-            wrong, kind, allowed = self.augment == "crop_flip", "images of any size", "none, resized_crop_flip"
-        elif len(dataset.shape) == 3:
-            wrong, kind, allowed = self.augment == "resized_crop_flip", "images of one size", "none, crop_flip"
-        else:
-            wrong, kind, allowed = self.augment != "none", f"inputs {dataset.shape}, not images", "none"
-        if wrong:
-            raise ValueError(f"augment is '{self.augment}', but '{self.dataset}' has {kind} (allowed: {allowed})")
-        return self
-
-    @model_validator(mode="after")
-    def _resolution_of_streamed(self) -> "Recipe":
-        if DATASETS[self.dataset].streamed != (self.resolution is not None):
-            allowed = "a number of px, as 224" if self.resolution is None else "null: its inputs have one size"
-            raise ValueError(f"resolution is {self.resolution or 'null'} for '{self.dataset}' (allowed: {allowed})")
-        return self
-
-    @model_validator(mode="after")
-    def _images_for_channels_last(self) -> "Recipe":
-        shape = input_shape(self)
-        if self.channels_last and len(shape) != 3:
-            raise ValueError(f"channels_last is true, but '{self.dataset}' has inputs {shape} (allowed: false)")
-        return self
-
-    @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
         part = self.micro_batch or self.batch_size
         if self.batch_size % part:
@@ -252,12 +237,6 @@ class Recipe(Closed):
         return self
 
 
-def input_shape(recipe: Recipe) -> tuple[int, ...]:
-    """Of one input as the recipe's network sees it, channels first."""
-    dataset = DATASETS[recipe.dataset]
-    return (*dataset.shape, recipe.resolution, recipe.resolution) if dataset.streamed else tuple(dataset.shape)
-
-
 class Measurement(Closed):
     """How curvature is measured, the same for all figures."""
 
@@ -272,7 +251,7 @@ class Scale(Closed):
     """How large everything is: which recipes, how many seeds, which values on each axis."""
 
     seeds: Count = Field(description="Members per cell: seeds 0 to seeds − 1.")
-    datasets: dict[_one_of("dataset", DATASETS), Dataset] = Field(description="Datasets and how much of each.")
+    datasets: dict[Identifier, Dataset] = Field(description="Datasets by name, and how much of each.")
     recipes: dict[Identifier, Recipe] = Field(min_length=1, description="Recipes by name.")
     panels: dict[Identifier, Annotated[list[str], Field(min_length=1), Names]] = Field(
         description="Lists of recipes by name: a figure names one, and shows a panel a recipe."
@@ -281,13 +260,18 @@ class Scale(Closed):
     measurement: Measurement = Field(Measurement(), description="How curvature is measured.")
 
     @model_validator(mode="after")
-    def _storage_of_streamed(self) -> "Scale":
+    def _datasets_are_known(self) -> "Scale":
         for name, dataset in self.datasets.items():
+            if (dataset.source or name) not in DATASETS:
+                raise ValueError(f"datasets: {unknown('dataset', name, DATASETS)}; or give its source")
+            streamed = self.dataset_kind(name).streamed
             for key in ("short_side", "quality"):
-                value, streamed = getattr(dataset, key), DATASETS[name].streamed
+                value = getattr(dataset, key)
                 if streamed != (value is not None):
                     allowed = "a number" if streamed else "null: it is not stored as JPEG"
                     raise ValueError(f"datasets.{name}.{key} is {value or 'null'} (allowed: {allowed})")
+            if streamed and dataset.label_noise:
+                raise ValueError(f"datasets.{name}.label_noise is {dataset.label_noise:g} (allowed: 0 where streamed)")
         return self
 
     @model_validator(mode="after")
@@ -295,11 +279,42 @@ class Scale(Closed):
         for name, recipe in self.recipes.items():
             if recipe.dataset not in self.datasets:
                 raise ValueError(f"recipes.{name}: {unknown('dataset of this scale', recipe.dataset, self.datasets)}")
+            self._fits_its_dataset(f"recipes.{name}", recipe)
         for name, recipes in self.panels.items():
             for recipe in recipes:
                 if recipe not in self.recipes:
                     raise ValueError(f"panels.{name}: {unknown('recipe of this scale', recipe, self.recipes)}")
         return self
+
+    def _fits_its_dataset(self, where: str, recipe: Recipe) -> None:
+        kind, shape = self.dataset_kind(recipe.dataset), self.input_shape(recipe)
+        if kind.streamed:
+            wrong, data, allowed = recipe.augment == "crop_flip", "images of any size", "none, resized_crop_flip"
+        elif len(kind.shape) == 3:
+            wrong, data, allowed = recipe.augment == "resized_crop_flip", "images of one size", "none, crop_flip"
+        else:
+            wrong, data, allowed = recipe.augment != "none", f"inputs {kind.shape}, not images", "none"
+        if wrong:
+            raise ValueError(
+                f"{where}: augment is '{recipe.augment}', but '{recipe.dataset}' has {data} (allowed: {allowed})"
+            )
+        if kind.streamed != (recipe.resolution is not None):
+            allowed = "a number of px, as 224" if recipe.resolution is None else "null: its inputs have one size"
+            found = recipe.resolution or "null"
+            raise ValueError(f"{where}: resolution is {found} for '{recipe.dataset}' (allowed: {allowed})")
+        if recipe.channels_last and len(shape) != 3:
+            raise ValueError(
+                f"{where}: channels_last is true, but '{recipe.dataset}' has inputs {shape} (allowed: false)"
+            )
+
+    def dataset_kind(self, name: str) -> type[DatasetKind]:
+        """The class of one of the scale's datasets."""
+        return DATASETS[self.datasets[name].source or name]
+
+    def input_shape(self, recipe: Recipe) -> tuple[int, ...]:
+        """Of one input as the recipe's network sees it, channels first."""
+        kind, side = self.dataset_kind(recipe.dataset), recipe.resolution
+        return (*kind.shape, side, side) if kind.streamed and side else tuple(kind.shape)
 
 
 class Grid(Closed):
@@ -552,6 +567,8 @@ def load_project(values: dict[str, Any], folder: Path | str = "config") -> Proje
         raise NmeError(f"scale ({folder}/config.yaml, or --config): {unknown('scale', config.scale, scales)}")
     path = folder / "scales" / f"{config.scale}.yaml"
     scale = check(Scale, read_yaml(path), str(path))
+    if config.seeds is not None:
+        scale = scale.model_copy(update={"seeds": config.seeds})
     figures = {}
     for path in sorted(folder.glob("figures/*.yaml")):
         figure = figures[path.stem] = check(Figure, read_yaml(path), str(path))

@@ -9,13 +9,12 @@ from itertools import product
 
 from nme.activations import ACTIVATIONS
 from nme.config import AXIS_IN_NAME, Contrast, Figure, Project, Recipe, Scale
-from nme.datasets import DATASETS
 from nme.errors import NmeError, unknown
 from nme.methods import METHODS
 from nme.registry import number
 
 # Raise a stage's number when its results change for the same settings: Snakemake then makes them again.
-STAGE_VERSION = {"prepare": 1, "train": 4, "measure": 2, "landscape": 1, "tables": 1, "claims": 3, "plot": 3}
+STAGE_VERSION = {"prepare": 2, "train": 5, "measure": 2, "landscape": 1, "tables": 1, "claims": 3, "plot": 3}
 
 
 DATASET_FILES = {"train": "train.arrow", "test": "test.arrow", "manifest": "manifest.json"}
@@ -61,11 +60,15 @@ class Cell:
 def jobs_of_seeds(seeds: int, seeds_per_job: int) -> list[range]:
     """How the members of a cell are shared out to jobs.
 
-    The first ``seeds_per_job`` seeds share one process; every further seed has its own, so that one more seed trains
-    only new members. With fewer seeds than that, each has its own.
+    Every ``seeds_per_job`` seeds share one process; those that are left have one each, so that one more seed trains
+    only new members, until it completes a job.
+
+    >>> jobs_of_seeds(7, 3)
+    [range(0, 3), range(3, 6), range(6, 7)]
     """
-    first = seeds_per_job if seeds >= seeds_per_job else 1
-    return [range(first), *(range(s, s + 1) for s in range(first, seeds))]
+    whole = seeds - seeds % seeds_per_job
+    shared = [range(first, first + seeds_per_job) for first in range(0, whole, seeds_per_job)]
+    return [*shared, *(range(seed, seed + 1) for seed in range(whole, seeds))]
 
 
 def format_seeds(seeds: range) -> str:
@@ -171,10 +174,12 @@ def table_path(project: Project, name: str) -> str:
 
 def dataset_spec(project: Project, dataset: str) -> dict:
     """What decides the content of a prepared dataset."""
-    unused = None if DATASETS[dataset].streamed else {"short_side", "quality"}
+    kind = project.scale.dataset_kind(dataset)
+    unused = {"label_noise"} if kind.streamed else {"short_side", "quality"}
     return {
         "dataset": dataset,
         **project.scale.datasets[dataset].model_dump(exclude=unused),
+        "source": kind.name,
         "version": STAGE_VERSION["prepare"],
     }
 
@@ -229,7 +234,7 @@ def table_spec(project: Project, name: str) -> dict:
             name: {
                 "title": recipe.title or name,
                 "seeds_per_job": recipe.seeds_per_job,
-                "chance": 1 / len(DATASETS[recipe.dataset].classes),
+                "chance": 1 / len(scale.dataset_kind(recipe.dataset).classes),
             }
             for name in scale.panels[figure.grid.panels]
             for recipe in [scale.recipes[name]]
@@ -338,7 +343,14 @@ def described(project: Project, name: str) -> str:
     used += [*figure.grid.method.values()]
     values = "; ".join(f"{axis} {', '.join(scale.axes[axis])}" for axis in dict.fromkeys(used))
     seeds = f"{scale.seeds} seed{'s' if scale.seeds > 1 else ''}"
-    return f"Values: {values}. {seeds}; {len(cells(figure, scale))} combinations."
+    noisy = {
+        f"{dataset.label_noise:.0%} of the training labels of '{name}' are random; test labels are clean."
+        for recipe in scale.panels[figure.grid.panels]
+        for name in [scale.recipes[recipe].dataset]
+        for dataset in [scale.datasets[name]]
+        if dataset.label_noise
+    }
+    return " ".join([f"Values: {values}. {seeds}; {len(cells(figure, scale))} combinations.", *sorted(noisy)])
 
 
 def _colours(chosen: dict[str, str], names: list[str]) -> dict[str, str]:
@@ -350,5 +362,5 @@ def _colours(chosen: dict[str, str], names: list[str]) -> dict[str, str]:
 def dataset_files(project: Project, recipe: str) -> dict[str, str]:
     """The prepared files that a recipe trains on."""
     dataset = project.scale.recipes[recipe].dataset
-    files = SHARDED_FILES if DATASETS[dataset].streamed else DATASET_FILES
+    files = SHARDED_FILES if project.scale.dataset_kind(dataset).streamed else DATASET_FILES
     return {name: f"results/{project.config.scale}/data/{dataset}/{file}" for name, file in files.items()}

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nme import grid
-from nme.config import Figure, Project, Recipe, input_shape
-from nme.datasets import DATASETS
+from nme.config import Figure, Project, Recipe, Scale
 from nme.methods import METHODS
 
 
@@ -51,20 +50,20 @@ class Cost:
     disk_mb: float
 
 
-def steps_of(recipe: Recipe, train: int | None) -> int:
-    """Training steps of one member; ``train``: examples, None for all of the dataset."""
-    examples = train or DATASETS[recipe.dataset].counts[0]
+def steps_of(scale: Scale, recipe: Recipe) -> int:
+    """Training steps of one member."""
+    examples = scale.datasets[recipe.dataset].train or scale.dataset_kind(recipe.dataset).counts[0]
     return recipe.epochs * (examples // recipe.batch_size)
 
 
-def network_of(recipe: Recipe) -> tuple[float, int]:
+def network_of(scale: Scale, recipe: Recipe) -> tuple[float, int]:
     """Operations of one example's forward pass, and the number of parameters; nothing is computed."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from nme.activations import ACTIVATIONS
 
-    shape, classes = input_shape(recipe), len(DATASETS[recipe.dataset].classes)
+    shape, classes = scale.input_shape(recipe), len(scale.dataset_kind(recipe.dataset).classes)
     with torch.device("meta"):
         model = recipe.model.build(shape, classes, ACTIVATIONS.parse("relu"))
         with FlopCounterMode(display=False) as counter:
@@ -83,21 +82,21 @@ class Estimate:
     def __init__(self, project: Project, device: str):
         self.project, self.speed = project, SPEED[device]
         self.kept = grid.measurements(project)
-        self.networks = {name: network_of(recipe) for name, recipe in project.scale.recipes.items()}
+        self.networks = {name: network_of(project.scale, recipe) for name, recipe in project.scale.recipes.items()}
         faster = FASTER if device == "cuda" else dict.fromkeys(FASTER, 1)
         recipes = project.scale.recipes
         self.operations = {name: self.speed.operations * faster[r.precision] for name, r in recipes.items()}
 
     def training(self, cell: grid.Cell, seeds: range) -> float:
         """Of a training job."""
-        recipe, operations = self.project.scale.recipes[cell.recipe], self.networks[cell.recipe][0]
-        subset = self.project.scale.datasets[recipe.dataset]
+        scale = self.project.scale
+        recipe, operations = scale.recipes[cell.recipe], self.networks[cell.recipe][0]
         steps = (
-            steps_of(recipe, subset.train)
+            steps_of(scale, recipe)
             * self._gradient(cell, self.operations[cell.recipe])
             * METHODS.parse(cell.method).gradients
         )
-        tested = subset.test or DATASETS[recipe.dataset].counts[1]
+        tested = scale.datasets[recipe.dataset].test or scale.dataset_kind(recipe.dataset).counts[1]
         return len(seeds) * (steps + recipe.epochs * tested * operations / self.operations[cell.recipe])
 
     def measuring(self, cell: grid.Cell, seeds: range) -> float:
@@ -126,7 +125,7 @@ def cost(estimates: dict[str, Estimate], figures: Iterable[str]) -> Cost:
     steps, members, disk = 0, 0, jobs * METRICS_BYTES
     for cell, seeds in trained:
         recipe = scale.recipes[cell.recipe]
-        steps += len(seeds) * steps_of(recipe, scale.datasets[recipe.dataset].train)
+        steps += len(seeds) * steps_of(scale, recipe)
         members += len(seeds)
         snapshots = len(grid.snapshots(one.kept.get(cell, {})))
         disk += len(seeds) * snapshots * SNAPSHOT_BYTES * one.networks[cell.recipe][1]

@@ -17,6 +17,7 @@ from nme.files import atomic
 from nme.grid import DATASET_FILES
 
 SUBSET_SEED = 0
+LABEL_NOISE_SEED = 1
 
 
 def prepare(spec: dict, places: Places, folder: Path, threads: int = 1) -> None:
@@ -33,9 +34,9 @@ def prepare(spec: dict, places: Places, folder: Path, threads: int = 1) -> None:
     Raises:
         NmeError: it is missing or damaged, or has too few examples for the subset.
     """
-    if spec["dataset"] not in DATASETS:
-        raise NmeError(unknown("dataset", spec["dataset"], DATASETS))
-    dataset = DATASETS[spec["dataset"]]()
+    if spec["source"] not in DATASETS:
+        raise NmeError(unknown("dataset", spec["source"], DATASETS))
+    dataset = DATASETS[spec["source"]]()
     if dataset.streamed:
         from nme.prepare_shards import prepare_shards
 
@@ -51,15 +52,19 @@ def prepare(spec: dict, places: Places, folder: Path, threads: int = 1) -> None:
         file.unlink(missing_ok=True)
     try:
         for name, split in (("train", raw.train), ("test", raw.test)):
-            chosen = class_balanced(split.labels, spec[name], len(dataset.classes), f"datasets.{dataset.name}.{name}")
-            split = Split(split.inputs[chosen], split.labels[chosen])
+            classes = len(dataset.classes)
+            chosen = class_balanced(split.labels, spec[name], classes, f"datasets.{spec['dataset']}.{name}")
+            labels = split.labels
             if name == "train":
-                manifest |= _statistics(split.inputs)
+                labels = with_label_noise(labels, spec["label_noise"], classes)
+                manifest["wrong_labels"] = int((labels != split.labels)[chosen].sum())
+                manifest |= _statistics(split.inputs[chosen])
+            split = Split(split.inputs[chosen], labels[chosen])
             path = folder / DATASET_FILES[name]
             _write_arrow(split, path)
             manifest["splits"][name] = {
                 "examples": len(split.labels),
-                "per_class": np.bincount(split.labels, minlength=len(dataset.classes)).tolist(),
+                "per_class": np.bincount(split.labels, minlength=classes).tolist(),
                 "sha256": sha256(path),
             }
         with atomic(folder / DATASET_FILES["manifest"]) as path:
@@ -93,6 +98,22 @@ def class_balanced(labels: np.ndarray, size: int | None, classes: int, key: str)
     order = random.permutation(len(labels))
     quota = [size // classes + (c < size % classes) for c in range(classes)]
     return np.concatenate([order[labels[order] == c][: quota[c]] for c in range(classes)])
+
+
+def with_label_noise(labels: np.ndarray, fraction: float, classes: int) -> np.ndarray:
+    """A fraction of the labels replaced by ones drawn uniformly from all classes, the right one included.
+
+    Which ones, and by what, depends on an example's place in the whole training split only: any subset of it has the
+    same labels, and a larger fraction replaces those of a smaller one too.
+
+    Args:
+        labels: of the whole training split, (n,).
+        fraction: 0 to 1; each label is replaced with this probability.
+        classes: how many there are.
+    """
+    random = np.random.Generator(np.random.PCG64(LABEL_NOISE_SEED))
+    replaced, drawn = random.random(len(labels)) < fraction, random.integers(classes, size=len(labels))
+    return np.where(replaced, drawn, labels)
 
 
 def _statistics(inputs: np.ndarray) -> dict:

@@ -84,7 +84,7 @@ def prepare_shards(
 
 def _planned(dataset: ImageFolders, listing: Listing, spec: dict, name: str, folder: Path) -> list[Shard]:
     """The shards of a split: its subset in an order of its own."""
-    chosen = class_balanced(listing.labels, spec[name], len(dataset.classes), f"datasets.{dataset.name}.{name}")
+    chosen = class_balanced(listing.labels, spec[name], len(dataset.classes), f"datasets.{spec['dataset']}.{name}")
     order = np.random.Generator(np.random.PCG64(SHUFFLE_SEED)).permutation(chosen)
     return [
         Shard(

@@ -6,7 +6,6 @@ from snakemake.exceptions import WorkflowError
 
 from nme import grid
 from nme.config import load_project
-from nme.datasets import DATASETS
 from nme.environment import export
 from nme.errors import NmeError
 from nme.image import check_image
@@ -47,13 +46,18 @@ def figures_of_kind(*kinds):
     return [f"figures/{n}.pdf" for n, f in PROJECT.figures.items() if f.kind in kinds]
 
 
+def dataset_names(streamed):
+    scale = PROJECT.scale
+    return "|".join(n for n in scale.datasets if scale.dataset_kind(n).streamed == streamed)
+
+
 def recipe_of(wildcards):
     return PROJECT.scale.recipes[wildcards.recipe]
 
 
 def threads_of(wildcards):
     recipe = recipe_of(wildcards)
-    decoding = 2 if DATASETS[recipe.dataset].streamed else 1
+    decoding = 2 if PROJECT.scale.dataset_kind(recipe.dataset).streamed else 1
     return recipe.threads * decoding
 
 

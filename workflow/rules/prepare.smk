@@ -10,7 +10,7 @@ rule prepare:
     log:
         "logs/{scale}/data/{dataset}.log",
     wildcard_constraints:
-        dataset="|".join(n for n, d in DATASETS.items() if not d.streamed),
+        dataset=dataset_names(streamed=False),
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
@@ -29,7 +29,7 @@ rule prepare_shards:
     log:
         "logs/{scale}/data/{dataset}.log",
     wildcard_constraints:
-        dataset="|".join(n for n, d in DATASETS.items() if d.streamed),
+        dataset=dataset_names(streamed=True),
     threads: 16
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
