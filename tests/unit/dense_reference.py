@@ -14,7 +14,7 @@ from nme.products import Batch
 CLASSES = 3
 NETWORKS = {
     "mlp": ({"name": "mlp", "widths": [4, 4]}, (5,)),
-    "cnn-1d": ({"name": "cnn", "channels": [2, 3], "kernel": 3, "stride": 2}, (2, 7)),
+    "cnn-1d": ({"name": "cnn", "channels": [2, 3], "kernel": 3, "stride": [2, 1]}, (2, 7)),
     "cnn-2d": ({"name": "cnn", "channels": [2, 2], "kernel": 3, "stride": 2}, (1, 5, 4)),
 }
 

@@ -24,7 +24,7 @@ SETTINGS = {
 SHAPES = {
     "mlp": [(7,), (1, 40), (3, 8, 6)],
     "cnn": [(1, 40), (2, 9), (1, 8, 8), (3, 8, 6)],
-    "wide_resnet": [(1, 8, 8), (3, 8, 6)],
+    "wide_resnet": [(1, 40), (1, 8, 8), (3, 8, 6)],
     "resnet50": [(3, 32, 24)],
 }
 OWN_START = {"resnet50"}  # not PyTorch's
@@ -193,10 +193,39 @@ def test_a_block_of_the_wide_resnet_is_its_formula():
         x = expected
 
 
+def test_wide_resnet_on_signals_is_the_one_on_images_of_one_row():
+    """In such an image a kernel's middle row is all that counts. Train mode, and what it leaves behind."""
+    signals = build("wide_resnet", (2, 21), "gelu", widen=2).double()
+    images = build("wide_resnet", (2, 1, 21), "gelu", seed=1, widen=2).double()
+    values = signals.state_dict()
+    for name, tensor in images.state_dict().items():
+        if tensor.dim() == 4:
+            tensor[:, :, tensor.shape[2] // 2] = values[name]
+        else:
+            tensor.copy_(values[name])
+    x = torch.randn(5, 2, 21, dtype=torch.float64)
+    for _ in range(2):
+        torch.testing.assert_close(signals(x), images(x[:, :, None]), rtol=1e-10, atol=1e-12)
+        signals, images = signals.eval(), images.eval()
+
+
 @pytest.mark.parametrize("depth", [4, 9, 17])
 def test_wide_resnet_has_whole_blocks(depth):
     with pytest.raises(ValueError, match=rf"depth is {depth} \(allowed: 10, 16"):
         build("wide_resnet", (3, 8, 8), depth=depth)
+
+
+@pytest.mark.parametrize("shape", [(2, 10), (3, 7, 10)], ids=str)
+def test_cnn_has_the_stride_of_each_layer(shape):
+    model = build("cnn", shape, channels=[2, 3, 2], stride=[3, 1, 2], batch_norm=True)
+    assert [set(conv.stride) for conv in of_kind(model, nn.Conv1d, nn.Conv2d)] == [{3}, {1}, {2}]
+    assert model(torch.randn(2, *shape)).shape == (2, CLASSES)
+
+
+def test_one_stride_is_that_of_every_layer():
+    one, each = (build("cnn", (2, 10), channels=[2, 3, 2], stride=stride) for stride in (2, [2, 2, 2]))
+    x = torch.randn(2, 2, 10)
+    assert torch.equal(one(x), each(x))
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
@@ -225,10 +254,11 @@ def test_convolutions_are_those_of_pytorch(kernel, stride, shape):
         torch.testing.assert_close(slope, expected_slope, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["cnn", "wide_resnet"])
 @pytest.mark.parametrize("shape", [(), (5,), (1, 2, 3, 4)], ids=str)
-def test_cnn_refuses_what_is_neither_signal_nor_image(shape):
-    with pytest.raises(NmeError, match=r"'cnn' takes inputs .* not \("):
-        build("cnn", shape)
+def test_convolutional_networks_refuse_what_is_neither_signal_nor_image(name, shape):
+    with pytest.raises(NmeError, match=rf"'{name}' takes inputs .* not \("):
+        build(name, shape)
 
 
 def test_activate_is_not_in_place():

@@ -12,7 +12,9 @@ from dense_reference import NETWORKS, Dense, central_differences, example, flat,
 from torch.func import functional_call, jacrev
 
 from nme.activations import ACTIVATIONS
+from nme.curvature import Curvature
 from nme.methods import METHODS
+from nme.models import MODELS
 from nme.products import Batch
 from nme.streams import stream
 
@@ -187,6 +189,58 @@ class TestGaussNewtonTraceByProbes:
         expected = central_differences(lambda t: STRENGTH / 2 * u @ gauss_newton(dense, t) @ u, dense.theta)
         actual = direction("gauss_newton_trace_probe", model, batch) - dense.gradient(dense.theta)
         assert relative_error(actual, expected) < 1e-6
+
+
+@pytest.fixture(scope="module")
+def wide_resnet():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MODELS["wide_resnet"](name="wide_resnet", depth=10, widen=1).build((1, 40), 10, GELU).double()
+        with torch.no_grad():
+            for parameter in model.parameters():  # batch norm's too, so that none is 0 or 1
+                parameter += 0.1 * torch.randn_like(parameter)
+        batch = Batch(torch.randn(6, 1, 40, dtype=torch.float64), torch.randint(10, (6,)))
+    dense = Dense(model, batch)
+    dense.original = model
+    return dense
+
+
+class TestWideResnetOnSignals:
+    """The small sibling of the paper's network: too large for dense matrices, so products along one direction."""
+
+    def gauss_newton_product(self, dense, theta, v):
+        z, moved = torch.func.jvp(lambda t: logits(dense, t), (theta,), (v,))
+        p = z.softmax(1)
+        _, pull = torch.func.vjp(lambda t: logits(dense, t), theta)
+        return pull(p * (moved - (p * moved).sum(1, keepdim=True)) / len(p))[0]
+
+    def added(self, dense, name):
+        return direction(name, dense.original, dense.batch) - dense.gradient(dense.theta)
+
+    def test_gradient_penalty_with_and_without_the_nme(self, wide_resnet):
+        dense = wide_resnet
+        g = dense.gradient(dense.theta)
+        hessian = torch.func.jvp(dense.gradient, (dense.theta,), (g / g.norm(),))[1]
+        gauss_newton = self.gauss_newton_product(dense, dense.theta, g / g.norm())
+        assert relative_error(self.added(dense, "grad_norm"), STRENGTH * hessian) < 1e-9
+        assert relative_error(self.added(dense, "grad_norm_gn"), STRENGTH * gauss_newton) < 1e-9
+        curvature = Curvature(dense.original, torch.nn.CrossEntropyLoss(), [dense.batch[:2]], batch_norm="train")
+        products = curvature.products(g / g.norm())
+        assert relative_error(products.nme, hessian - gauss_newton) < 1e-9
+
+    def test_trace_penalties(self, wide_resnet):
+        dense = wide_resnet
+        u = signs(len(dense.theta), stream(0, "noise"))
+
+        def hessian_form(theta):
+            return u @ torch.func.jvp(dense.gradient, (theta,), (u,))[1]
+
+        def gauss_newton_form(theta):
+            return u @ self.gauss_newton_product(dense, theta, u)
+
+        for name, form in (("hessian_trace", hessian_form), ("gauss_newton_trace_probe", gauss_newton_form)):
+            expected = STRENGTH / 2 * torch.func.grad(form)(dense.theta)
+            assert relative_error(self.added(dense, name), expected) < 1e-9
 
 
 class TestUnbiased:

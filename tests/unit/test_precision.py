@@ -20,6 +20,7 @@ NETWORKS = {
     "cnn": ((3, 16, 16), {"channels": [16, 32], "kernel": 3, "stride": 2}),
     "cnn-1d": ((1, 40), {"channels": [32, 32], "kernel": 5, "stride": 2}),
     "wide_resnet": ((3, 16, 16), {"depth": 10, "widen": 1}),
+    "wide_resnet-1d": ((1, 40), {"depth": 10, "widen": 1}),
 }
 STRENGTH = 0.1
 

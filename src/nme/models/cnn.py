@@ -1,11 +1,19 @@
 """Plain convolutional network, 1-d or 2-d by the data."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WrapValidator, model_validator
 
 from nme.errors import NmeError
 from nme.models.settings import Count, ModelSettings
+
+
+def _count_or_counts(value: Any, check: Any) -> Any:
+    """Give one message, where pydantic gives one per alternative."""
+    try:
+        return check(value)
+    except ValueError:
+        raise ValueError(f"is {value!r} (allowed: an integer from 1, or a list with one for each layer)") from None
 
 
 class Cnn(ModelSettings):
@@ -14,8 +22,19 @@ class Cnn(ModelSettings):
     name: Literal["cnn"] = Field(description="A convolutional network, 1-d for signals and 2-d for images.")
     channels: Annotated[list[Count], Field(min_length=1)] = Field(description="Channels of each layer.")
     kernel: Count = Field(description="Kernel size of every layer, in points or pixels.")
-    stride: Count = Field(description="Stride of every layer.")
+    stride: Annotated[Count | list[Count], WrapValidator(_count_or_counts)] = Field(
+        description="Stride of every layer, or a list with one number for each layer."
+    )
     batch_norm: bool = Field(False, description="Batch normalisation before each activation.")
+
+    @model_validator(mode="after")
+    def _a_stride_for_each_layer(self) -> "Cnn":
+        layers = len(self.channels)
+        if isinstance(self.stride, list) and len(self.stride) != layers:
+            raise ValueError(
+                f"stride is {self.stride} (allowed: one number, or a list of {layers}, as many as 'channels' has)"
+            )
+        return self
 
     def build(self, shape, classes, activation):
         """See ``ModelSettings.build``.
@@ -35,12 +54,13 @@ class Cnn(ModelSettings):
         layers = []
         channels, *sides = shape
         positions = 1
-        for width in self.channels:
-            layers.append(conv(channels, width, self.kernel, self.stride, self.kernel // 2))
+        strides = self.stride if isinstance(self.stride, list) else [self.stride] * len(self.channels)
+        for width, stride in zip(self.channels, strides, strict=True):
+            layers.append(conv(channels, width, self.kernel, stride, self.kernel // 2))
             if self.batch_norm:
                 layers.append(norm(width))
             layers.append(Activate(activation))
-            sides = [(side + 2 * (self.kernel // 2) - self.kernel) // self.stride + 1 for side in sides]
+            sides = [(side + 2 * (self.kernel // 2) - self.kernel) // stride + 1 for side in sides]
             channels = width
         for side in sides:
             positions *= side

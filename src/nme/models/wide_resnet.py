@@ -1,4 +1,4 @@
-"""Wide residual networks for small images (Zagoruyko & Komodakis 2016), with any activation."""
+"""Wide residual networks for small images (Zagoruyko & Komodakis 2016) and for signals, with any activation."""
 
 from typing import Literal
 
@@ -11,10 +11,11 @@ from nme.models.settings import Count, ModelSettings
 class WideResnet(ModelSettings):
     """WRN-depth-widen: pre-activation blocks in three groups of 16, 32 and 64 times ``widen`` channels.
 
-    Without dropout. WRN-28-10 has 36.5 million parameters on 32×32 colour images and 10 classes.
+    Without dropout. The data decide whether its convolutions, batch norms and pooling are 1-d or 2-d. WRN-28-10 has
+    36.5 million parameters on 32×32 colour images and 10 classes.
     """
 
-    name: Literal["wide_resnet"] = Field(description="A wide residual network, for images of 8×8 pixels and more.")
+    name: Literal["wide_resnet"] = Field(description="A wide residual network, 1-d for signals and 2-d for images.")
     depth: Count = Field(description="Layers; 6n + 4 for n blocks a group.")
     widen: Count = Field(description="Factor of the channels.")
 
@@ -28,39 +29,45 @@ class WideResnet(ModelSettings):
         """See ``ModelSettings.build``.
 
         Raises:
-            NmeError: the input is no image (channels, height, width).
+            NmeError: the input is neither (channels, length) nor (channels, height, width).
         """
         from torch import nn
 
-        from nme.models.batch_norm import BatchNorm2d
-        from nme.models.convolutions import Conv2d
+        from nme.models.batch_norm import BatchNorm1d, BatchNorm2d
+        from nme.models.convolutions import Conv1d, Conv2d
         from nme.models.layers import Activate
 
+        if len(shape) not in (2, 3):
+            raise NmeError(
+                f"model 'wide_resnet' takes inputs (channels, length) or (channels, height, width), not {shape}"
+            )
+        signals = len(shape) == 2
+        conv, norm = (Conv1d, BatchNorm1d) if signals else (Conv2d, BatchNorm2d)
+        pool = nn.AdaptiveAvgPool1d if signals else nn.AdaptiveAvgPool2d
+
         class Block(nn.Module):
-            """x + conv(φ(bn(conv(φ(bn(x)))))); where the shape changes, a 1×1 convolution of φ(bn(x)) instead of x."""
+            """x + conv(φ(bn(conv(φ(bn(x)))))); where the shape changes, a size-1 convolution of φ(bn(x)) replaces x."""
 
             def __init__(self, inputs: int, outputs: int, stride: int):
                 super().__init__()
-                self.norm1, self.act1 = BatchNorm2d(inputs), Activate(activation)
-                self.conv1 = Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-                self.norm2, self.act2 = BatchNorm2d(outputs), Activate(activation)
-                self.conv2 = Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+                self.norm1, self.act1 = norm(inputs), Activate(activation)
+                self.conv1 = conv(inputs, outputs, 3, stride, 1, bias=False)
+                self.norm2, self.act2 = norm(outputs), Activate(activation)
+                self.conv2 = conv(outputs, outputs, 3, 1, 1, bias=False)
                 changes = inputs != outputs or stride != 1
-                self.shortcut = Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
+                self.shortcut = conv(inputs, outputs, 1, stride, bias=False) if changes else None
 
             def forward(self, x):
                 before = self.act1(self.norm1(x))
                 kept = x if self.shortcut is None else self.shortcut(before)
                 return kept + self.conv2(self.act2(self.norm2(self.conv1(before))))
 
-        if len(shape) != 3:
-            raise NmeError(f"model 'wide_resnet' takes images (channels, height, width), not {shape}")
         channels = 16
-        layers = [Conv2d(shape[0], channels, 3, 1, 1, bias=False)]
+        layers = [conv(shape[0], channels, 3, 1, 1, bias=False)]
         for group in range(3):
             width = 16 * 2**group * self.widen
             for block in range((self.depth - 4) // 6):
                 layers.append(Block(channels, width, 2 if group and not block else 1))
                 channels = width
-        head = [BatchNorm2d(channels), Activate(activation), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        head = [norm(channels), Activate(activation), pool(1), nn.Flatten()]
         return nn.Sequential(*layers, *head, nn.Linear(channels, classes))
