@@ -422,6 +422,16 @@ def test_landscapes_draw(tmp_path, name):
     pd.testing.assert_frame_equal(numbers[list(expected)], expected, check_dtype=False, rtol=1e-5)
 
 
+@pytest.mark.parametrize("zero", [["relu"], ["relu", "beta_gelu-beta=1", "beta_gelu-beta=4", "beta_gelu-beta=16"]])
+def test_a_landscape_says_where_the_nme_is_zero(zero):
+    table = landscape(PROJECT, "fig1")
+    table.loc[table["activation"].isin(zero), "nme"] = 0.0
+    figure, _ = look_into(PROJECT, "fig1", table)
+    said = [text.get_text() for text in drawn_texts(figure, dpi=50)]
+    assert said.count("N = 0") == len(zero)
+    assert sum(text.startswith("max ‖N‖ = ") for text in said) == table["activation"].nunique() - len(zero)
+
+
 @pytest.mark.parametrize("name", MEASURED)
 @pytest.mark.parametrize("case", ["some diverged", "all of a point"])
 def test_measured_figures_draw_where_members_have_diverged(name, case):

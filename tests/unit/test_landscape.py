@@ -1,16 +1,19 @@
-"""The exact NME of one datapoint against back-propagation written by hand, and against H − G."""
+"""The exact NME of two weights and one datapoint against back-propagation written by hand, and against H − G."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy.special import ndtr
 
 from nme import parquet
 from nme.activations import ACTIVATIONS
 from nme.curvature.landscape import Network, landscape
 
+ROOT = Path(__file__).parents[2]
 WIDTHS = [2, 5, 4]
 SEED = 9  # where no pre-activation is near 0, and the lines through θ cross kinks of units of both layers
 
@@ -55,17 +58,15 @@ def by_hand(theta, x, activation, widths=WIDTHS):
     return before[-1][0], np.concatenate(gradient), np.concatenate(before[:-1])
 
 
-def block_of_layer(matrix, i, widths=WIDTHS):
-    """The block of one layer's weights and biases with themselves."""
-    sizes = [*widths, 1]
-    lengths = [(inputs + 1) * outputs for inputs, outputs in pairwise(sizes)]
-    inside = slice(sum(lengths[:i]), sum(lengths[: i + 1]))
-    return matrix[inside, inside]
-
-
 @pytest.fixture
 def network():
     return Network(WIDTHS, SEED)
+
+
+@pytest.fixture
+def pair(network):
+    """The two weights as the seed draws them."""
+    return network.theta[network.varied]
 
 
 def test_output_and_preactivations_are_those_written_by_hand(network, activation):
@@ -75,58 +76,48 @@ def test_output_and_preactivations_are_those_written_by_hand(network, activation
     np.testing.assert_allclose(before.numpy(), expected_before, rtol=1e-12)
 
 
-def test_nme_of_a_genuine_activation_is_the_slope_of_the_gradient_with_the_residual_held(network, genuine):
-    theta, x = network.theta.numpy(), network.x.numpy()
+def test_nme_of_a_genuine_activation_is_the_slope_of_the_gradient_with_the_residual_held(network, pair, genuine):
+    theta, x, varied = network.theta.numpy(), network.x.numpy(), network.varied
     z, _, before = by_hand(theta, x, genuine)
     residual, step = z - network.y.item(), 1e-5
     assert np.abs(before).min() > 1e-3  # the steps cross no kink
-    columns = []
-    for i in range(len(theta)):
-        along = step * np.eye(len(theta))[i]
-        ahead, behind = (by_hand(theta + s * along, x, genuine)[1] for s in (1, -1))
-        columns.append(residual * (ahead - behind) / (2 * step))
-    expected = np.stack(columns)
-    error = np.linalg.norm(network.nme(network.theta, genuine).numpy() - expected)
-    assert error / np.linalg.norm(expected) < 1e-7
+    rows = []
+    for along in step * np.eye(len(theta))[varied]:
+        ahead, behind = (by_hand(theta + s * along, x, genuine)[1][varied] for s in (1, -1))
+        rows.append(residual * (ahead - behind) / (2 * step))
+    np.testing.assert_allclose(network.nme(pair, genuine).numpy(), np.stack(rows), rtol=1e-6, atol=1e-9)
 
 
-def test_nme_is_the_hessian_less_the_gauss_newton_matrix(network, activation):
+def test_nme_is_the_hessian_less_the_gauss_newton_matrix(network, pair, activation):
     # H by double backward, where nme() takes forward over reverse; G is the outer product of ∇z, by hand.
-    def loss(theta):
-        return 0.5 * (network.forward(theta, activation)[0] - network.y) ** 2
+    def loss(pair):
+        return 0.5 * (network.forward(network.at(pair), activation)[0] - network.y) ** 2
 
-    H = torch.autograd.functional.hessian(loss, network.theta)
-    gradient = torch.from_numpy(by_hand(network.theta.numpy(), network.x.numpy(), activation)[1])
-    actual = network.nme(network.theta, activation)
-    torch.testing.assert_close(actual, H - torch.outer(gradient, gradient), rtol=1e-10, atol=1e-11)
-
-
-def test_nme_is_symmetric_and_not_zero(network, activation):
-    nme = network.nme(network.theta, activation)
+    H = torch.autograd.functional.hessian(loss, pair)
+    gradient = torch.from_numpy(by_hand(network.theta.numpy(), network.x.numpy(), activation)[1][network.varied])
+    nme = network.nme(pair, activation)
+    torch.testing.assert_close(nme, H - torch.outer(gradient, gradient), rtol=1e-10, atol=1e-11)
     torch.testing.assert_close(nme, nme.T, rtol=1e-12, atol=1e-13)
-    assert nme.norm() > 0.1
 
 
-def test_nme_within_a_layer_is_zero_exactly_where_the_second_derivative_is(network, activation):
-    _, before = network.forward(network.theta, activation)
-    curved = activation.second(before).abs().max() > 0
-    nme = network.nme(network.theta, activation)
-    for layer in (0, 1):
-        assert (block_of_layer(nme, layer).norm() > 1e-3) == curved
-        if not curved:
-            assert torch.count_nonzero(block_of_layer(nme, layer)) == 0
-    # The output is linear in its own layer's weights, whatever the activation.
-    assert torch.count_nonzero(block_of_layer(nme, 2)) == 0
+def test_nme_is_exactly_zero_where_the_second_derivative_is(network, activation):
+    """At any two weights; so for ReLU it is 0 everywhere off its boundaries."""
+    line = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    for pair in torch.cartesian_prod(line, line):
+        _, before = network.forward(network.at(pair), activation)
+        assert before.abs().min() > 1e-6
+        if activation.second(before).abs().max() == 0:
+            assert torch.count_nonzero(network.nme(pair, activation)) == 0
 
 
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "diminished_gelu"])
-def test_activation_without_curvature_has_no_nme_within_a_layer(network, name):
-    assert torch.count_nonzero(block_of_layer(network.nme(network.theta, ACTIVATIONS.parse(name)), 0)) == 0
+def test_activation_without_curvature_has_no_nme(network, pair, name):
+    assert torch.count_nonzero(network.nme(pair, ACTIVATIONS.parse(name))) == 0
 
 
 @pytest.mark.parametrize("name", ["gelu", "beta_gelu-beta=4", "augmented_relu"])
-def test_activation_with_curvature_has_nme_within_a_layer(network, name):
-    assert block_of_layer(network.nme(network.theta, ACTIVATIONS.parse(name)), 0).norm() > 1e-3
+def test_activation_with_curvature_has_nme(network, pair, name):
+    assert network.nme(pair, ACTIVATIONS.parse(name)).norm() > 1e-3
 
 
 @pytest.mark.parametrize("varied", [0, 1])
@@ -210,8 +201,53 @@ class TestTable:
                 return 0.5 * (network.forward(t, activation)[0] - network.y) ** 2
 
             H = torch.autograd.functional.hessian(loss, torch.from_numpy(theta)).numpy()
-            expected = np.linalg.norm(H - np.outer(gradient, gradient))
-            assert row["nme"] == pytest.approx(expected, rel=1e-9)
+            block = (H - np.outer(gradient, gradient))[np.ix_(network.varied, network.varied)]
+            assert row["nme"] == pytest.approx(np.linalg.norm(block), rel=1e-9, abs=1e-12)
 
     def test_file_says_which_settings_made_it(self, table):
         assert table[1]["spec"] == self.SPEC
+
+
+BETAS = (4, 16)
+
+
+@pytest.fixture(scope="module")
+def planes(tmp_path_factory):
+    """By activation: ‖N‖², and the distance of the nearest pre-activation from 0 among those that vary."""
+    settings = yaml.safe_load((ROOT / "config/figures/fig1.yaml").read_text())["landscape"]
+    assert {"relu", *(f"beta_gelu-beta={beta}" for beta in BETAS)} <= set(settings["activation"])
+    path = tmp_path_factory.mktemp("landscape") / "fig1.parquet"
+    landscape({**settings, "points": 81, "version": 1}, path)
+    found = {}
+    for name, plane in parquet.read(path)[0].to_pandas().groupby("activation"):
+        before = plane[[c for c in plane if c.startswith("preactivation_")]]
+        moving = before.loc[:, before.max() > before.min()]
+        # The first layer's two units and all units of later layers.
+        assert moving.shape[1] == 2 + sum(settings["widths"][2:])
+        found[name] = plane["nme"].to_numpy() ** 2, moving.abs().min(axis=1).to_numpy()
+    return found
+
+
+class TestFigure1:
+    """What its caption says, in the figure's own settings."""
+
+    def test_nme_of_relu_is_exactly_zero_off_the_boundaries(self, planes):
+        squares, distance = planes["relu"]
+        assert squares[distance > 0].max() == 0
+
+    @pytest.mark.parametrize("beta", BETAS)
+    def test_nme_of_beta_gelu_is_large_only_near_the_boundaries(self, planes, beta):
+        """Near: some pre-activation that the weights change is within 1/β of 0; practically all is within 3/β."""
+        squares, distance = planes[f"beta_gelu-beta={beta}"]
+        assert squares[distance <= 1 / beta].sum() > 0.95 * squares.sum()
+        assert squares[distance <= 3 / beta].sum() > 0.99 * squares.sum()
+
+    def test_that_is_a_small_part_of_the_plane_at_the_largest_beta(self, planes):
+        _, distance = planes[f"beta_gelu-beta={BETAS[-1]}"]
+        assert (distance <= 1 / BETAS[-1]).mean() < 0.15
+        assert (distance <= 3 / BETAS[-1]).mean() < 0.35
+
+    def test_nme_of_beta_gelu_grows_with_beta(self, planes):
+        highest = [planes[f"beta_gelu-beta={beta}"][0].max() ** 0.5 for beta in (1, *BETAS)]
+        assert highest[1] > 2 * highest[0]
+        assert highest[2] > 2 * highest[1]

@@ -1,4 +1,8 @@
-"""Loss and NME of a small MLP over two weights of its first hidden layer: Figure 1, exact, in float64."""
+"""Loss and NME of a small MLP over two weights of its first hidden layer: Figure 1, exact, in float64.
+
+The NME here is the 2×2 block of N that belongs to the two weights (paper.md §4). The whole N also has blocks of two
+layers, which are large everywhere for every activation.
+"""
 
 import time
 import warnings
@@ -16,7 +20,7 @@ from nme.activations import ACTIVATIONS, Activation
 from nme.provenance import provenance
 from nme.streams import stream
 
-POINTS_AT_ONCE = 256
+POINTS_AT_ONCE = 4096
 
 
 class Network:
@@ -61,14 +65,20 @@ class Network:
         """θ with the two varied weights set to ``pair``."""
         return self.theta.index_copy(0, torch.tensor(self.varied), pair)
 
-    def nme(self, theta: Tensor, activation: Activation) -> Tensor:
-        """N = (z − y) ∇²_θ z, shape (P, P): the NME of one datapoint under ½(z − y)² (paper.md §1)."""
-        z, _ = self.forward(theta, activation)
-        return (z - self.y) * hessian(lambda t: self.forward(t, activation)[0])(theta)
+    def nme(self, pair: Tensor, activation: Activation) -> Tensor:
+        """The block of N that belongs to the two varied weights w, shape (2, 2), where they are ``pair``.
+
+        N = (z − y) ∇²_w z for one datapoint under ½(z − y)² (paper.md §1). Both weights belong to one layer, so every
+        term contains a φ''. Cost: about 8 forward passes.
+        """
+        z, _ = self.forward(self.at(pair), activation)
+        return (z - self.y) * hessian(lambda w: self.forward(self.at(w), activation)[0])(pair)
 
 
 def landscape(spec: dict, output: Path) -> None:
-    """Write one row a grid point: activation, w_a, w_b, loss, nme (‖N‖_F), and every hidden pre-activation.
+    """Write one row per grid point: activation, w_a, w_b, loss, nme, and every hidden pre-activation.
+
+    ``nme`` is the Frobenius norm of ``Network.nme``.
 
     Args:
         spec: ``grid.landscape_spec``.
@@ -83,9 +93,8 @@ def landscape(spec: dict, output: Path) -> None:
         activation = ACTIVATIONS.parse(name)
 
         def measure(pair: Tensor, activation: Activation = activation) -> tuple[Tensor, Tensor, Tensor]:
-            theta = network.at(pair)
-            z, before = network.forward(theta, activation)
-            return 0.5 * (z - network.y) ** 2, network.nme(theta, activation).norm(), before
+            z, before = network.forward(network.at(pair), activation)
+            return 0.5 * (z - network.y) ** 2, network.nme(pair, activation).norm(), before
 
         with warnings.catch_warnings():  # torch's own use of what it has deprecated
             warnings.simplefilter("ignore", FutureWarning)

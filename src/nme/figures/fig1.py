@@ -2,47 +2,87 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LogNorm
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import FuncNorm, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from nme.activations import ACTIVATIONS
+from nme.activations import ACTIVATIONS, Activation
 from nme.figures import style
 
 BOUNDARY = "#0072B2"
-MAP = "YlOrBr"
+LOSS_MAP = ListedColormap(colormaps["Greys"](np.linspace(0, 0.6, 256)))  # lines stay visible on it
+NME_MAP = "YlOrBr"
+LEVELS = 14  # of the loss, at equal steps of |z − y|
 
 
 def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
-    """A row an activation: the loss left, ‖N‖_F right; boundaries of linear regions on piecewise linear ones."""
+    """Draw a row for each activation: the loss left, the norm of the two weights' block of N right."""
     names = list(dict.fromkeys(table["activation"]))
-    units = [c for c in table.columns if c.startswith("preactivation_")]
-    columns = {"loss": "loss ℓ", "nme": "NME ‖N‖$_F$"}
-    figure = Figure(figsize=(style.COLUMN, (3.4 * len(names) + 2.4) * style.CM))
+    figure = Figure(figsize=(style.COLUMN, (3.4 * len(names) + 2.6) * style.CM))
     grid = figure.subplots(len(names), 2, squeeze=False, sharex=True, sharey=True)
-    # Both quantities span decades; what is far below the largest value has one colour.
-    limits = {c: (1e-4 * table[c].max(), table[c].max()) for c in columns}
-    for i, name in enumerate(names):
-        plane = table[table["activation"] == name]
-        across, up = (np.sort(plane[w].unique()) for w in ("w_a", "w_b"))
+    # The root of the loss is |z − y|/√2, linear wherever z is.
+    least, most = np.sqrt(table["loss"].min()), np.sqrt(table["loss"].max())
+    levels = np.linspace(least, most, LEVELS + 2)[1:-1] ** 2
+    loss_look = {"cmap": LOSS_MAP, "norm": FuncNorm((np.sqrt, np.square), least**2, most**2)}
+    for (left, right), name in zip(grid, names, strict=True):
+        activation = ACTIVATIONS.parse(name)
+        plane = table[table["activation"] == name].pivot(index="w_b", columns="w_a")
+        loss = _map(left, plane["loss"], **loss_look)
+        _contours(left, plane["loss"], levels, color="0.3", width=0.3)
+        highest = plane["nme"].max().max()
+        relative = plane["nme"] / (highest or 1.0)
+        nme = _map(right, relative, cmap=NME_MAP, norm=Normalize(0, 1))
+        units = [plane[c] for c in table.columns if c.startswith("preactivation_")]
+        _boundaries(left, right, units, activation)
+        says = f"max ‖N‖ = {highest:.2g}" if highest else "N = 0"
+        box = {"boxstyle": "square,pad=0.2", "facecolor": "white", "alpha": 0.85, "linewidth": 0}
+        right.text(0.04, 0.05, says, transform=right.transAxes, fontsize=6, bbox=box)
+        left.set_ylabel(f"{activation.full_label}\nweight $w_b$")
+    for axes in grid.flat:
+        axes.label_outer(remove_inner_ticks=True)
+    for axes in grid[-1]:
+        axes.set_xlabel("weight $w_a$")
+    for column, (image, title) in enumerate([(loss, "loss ℓ = ½(z − y)²"), (nme, "NME ‖N‖$_F$ of $w_a$ and $w_b$")]):
+        grid[0, column].set_title(title)
+        figure.colorbar(image, ax=grid[:, column], location="bottom", aspect=25, pad=0.01)
+    nme.colorbar.set_label("‖N‖$_F$ / the panel's maximum")
+    loss.colorbar.set_label("ℓ")
+    style.footer(
+        figure,
+        "all scales",
+        "exact, float64, one datapoint, nothing trained",
+        "thick blue: a pre-activation is 0",
+        "inside thin blue: one is within 1/β of 0",
+    )
+    return figure, table[["activation", "w_a", "w_b", "loss", "nme"]]
 
-        def on_grid(column: str, plane: pd.DataFrame = plane) -> np.ndarray:
-            return plane.pivot(index="w_b", columns="w_a", values=column).to_numpy()
 
-        for j, (column, title) in enumerate(columns.items()):
-            axes = grid[i, j]
-            low, high = limits[column]
-            values = np.maximum(on_grid(column), low)
-            image = axes.pcolormesh(across, up, values, norm=LogNorm(low, high), cmap=MAP, rasterized=True)
-            if ACTIVATIONS.parse(name).piecewise_linear:
-                for unit in units:
-                    axes.contour(across, up, on_grid(unit), levels=[0], colors=BOUNDARY, linewidths=0.9)
-            axes.set_aspect("equal")
-            axes.spines[:].set_visible(False)
-            if i == 0:
-                axes.set_title(title)
-            if i == len(names) - 1:
-                axes.set_xlabel("weight $w_a$")
-                figure.colorbar(image, ax=grid[:, j], location="bottom", aspect=25, pad=0.01, extend="min")
-        grid[i, 0].set_ylabel(f"{ACTIVATIONS.parse(name).full_label}\nweight $w_b$")
-    style.footer(figure, "all scales", "exact, float64, one datapoint, nothing trained", "blue: a pre-activation is 0")
-    return figure, table[["activation", "w_a", "w_b", *columns]]
+def _map(axes: Axes, plane: pd.DataFrame, **look: object) -> object:
+    """Draw colours, and nothing around them."""
+    axes.set_aspect("equal")
+    axes.spines[:].set_visible(False)
+    return axes.pcolormesh(plane.columns, plane.index, plane, rasterized=True, **look)
+
+
+def _boundaries(left: Axes, right: Axes, units: list[pd.DataFrame], activation: Activation) -> None:
+    """Draw where a linear region ends; or, of β-GELU, the outline of where a pre-activation is within 1/β of 0.
+
+    Pre-activations that the two weights do not change are left out.
+    """
+    moving = [unit for unit in units if unit.min().min() < unit.max().max()]
+    if activation.piecewise_linear:
+        for unit in moving:
+            _contours(left, unit, [0], BOUNDARY, 0.9)
+            _contours(right, unit, [0], BOUNDARY, 0.9)
+    elif moving and "beta" in activation.values:
+        nearest = pd.DataFrame(np.min(np.abs(moving), axis=0), moving[0].index, moving[0].columns)
+        _contours(right, nearest, [1 / float(activation.values["beta"])], BOUNDARY, 0.4)
+
+
+def _contours(axes: Axes, plane: pd.DataFrame, levels: list[float], color: str, width: float) -> None:
+    """Draw the levels that the plane reaches."""
+    values = plane.to_numpy()
+    reached = [level for level in levels if values.min() < level < values.max()]
+    if reached:
+        axes.contour(plane.columns, plane.index, values, levels=reached, colors=color, linewidths=width, linestyles="-")
