@@ -54,6 +54,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
         figure,
         f"scale {spec['scale']}",
         f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}",
+        *(["fewer after a seed has diverged"] if points["members"].min() < seeds else []),
         "plain SGD",
         "training batches, train mode",
         "horizontal axis: square root",
@@ -65,6 +66,6 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
 
 def _limits(points: pd.DataFrame) -> tuple[float, float]:
     """All means, with a margin; wide intervals of few seeds would flatten them, so these may leave the axis."""
-    low, high = min(points["mean"].min(), 0), max(points["mean"].max(), 1)
+    low, high = min([*points["mean"], 0]), max([*points["mean"], 1])
     margin = 0.06 * (high - low)
     return low - margin, high + margin
