@@ -51,6 +51,13 @@ class Activation(Named):
             leaf = x.detach().requires_grad_()
             return torch.autograd.grad(self.second(leaf).sum(), leaf)[0]
 
+    def diminished(self) -> Activation:
+        """The twin with the same value and first derivative, and second derivative 0.
+
+        It is the activation itself where φ'' is 0 already: override this if ``piecewise_linear`` does not say so.
+        """
+        return self if self.piecewise_linear else Diminished(self)
+
     def __call__(self, x: Tensor) -> Tensor:
         """φ(x), differentiable at least twice with exactly ``first`` and ``second``."""
         if self.genuine:
@@ -159,6 +166,9 @@ class AugmentedRelu(Activation):
     second = BetaGelu.second
     third = BetaGelu.third
 
+    def diminished(self):
+        return Relu()
+
 
 @ACTIVATIONS.add
 class DiminishedGelu(Activation):
@@ -171,4 +181,23 @@ class DiminishedGelu(Activation):
 
     value = BetaGelu.value
     first = BetaGelu.first
+    second = Relu.second
+
+    def diminished(self):
+        return self
+
+
+class Diminished(Activation):
+    """The value and the first derivative of another activation, with second derivative 0.
+
+    Not in the registry: it is the twin that a network is compared with, not something to train.
+    """
+
+    genuine = False
+
+    def __init__(self, original: Activation):
+        super().__init__()
+        self.name = f"diminished {original}"
+        self.value, self.first = original.value, original.first
+
     second = Relu.second

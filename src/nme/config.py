@@ -134,6 +134,7 @@ Number = Annotated[
 Axis = Annotated[list[Number], Field(min_length=1), AfterValidator(_distinct)]
 Names = AfterValidator(_distinct)
 Operator = Literal["H", "G", "N"]
+Drawn = Literal["H", "G", "N", "N_phi"]
 
 
 class Config(Closed):
@@ -245,6 +246,9 @@ class Measurement(Closed):
     probes: Count = Field(16, description="Random probes of traces and norms.")
     spectrum_probes: Count = Field(2, description="Random start vectors of Lanczos.")
     lanczos_steps: Count = Field(30, description="Steps of Lanczos from each of them.")
+    update_batches: Count = Field(
+        8, description="Training batches, of the recipe's size, on which shares of the penalty's update are measured."
+    )
 
 
 class Scale(Closed):
@@ -452,7 +456,9 @@ class Style(Closed):
 
     activation: dict[_coloured(ACTIVATIONS), Colour] = Field(description="Colour of each activation, as #rrggbb.")
     method: dict[_coloured(METHODS), Colour] = Field(description="Colour of each training method, as #rrggbb.")
-    operator: dict[Operator, Colour] = Field(description="Colour of each of H, G and N, as #rrggbb.")
+    operator: dict[Drawn, Colour] = Field(
+        description="Colour of H, G, N and of N_phi, the part of N from activation second derivatives, as #rrggbb."
+    )
 
 
 class Project(Closed):

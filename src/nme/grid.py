@@ -209,8 +209,10 @@ def measure_spec(project: Project, cell: Cell, seeds: range, measurement: dict[s
 
     ``measurement`` is the cell's of ``measurements``.
     """
+    # A setting of one quantity is left out where that is not measured: a change of it must not repeat the others.
+    unused = set() if "update_shares" in measurement else {"update_batches"}
     return {
-        **project.scale.measurement.model_dump(exclude_none=True),
+        **project.scale.measurement.model_dump(exclude_none=True, exclude=unused),
         "recipe": project.scale.recipes[cell.recipe].model_dump(exclude=_RUNNING),
         "activation": cell.activation,
         "seeds": list(seeds),
@@ -324,7 +326,8 @@ def plot_spec(project: Project, name: str) -> dict:
     if figure.curves:
         spec["curves"] = figure.curves.model_dump()
     if figure.measure:
-        spec["colours"] = dict(project.style.operator)
+        hidden = set() if "update_shares" in figure.measure.quantities else {"N_phi"}
+        spec["colours"] = {name: c for name, c in project.style.operator.items() if name not in hidden}
     elif figure.grid:
         lines = figure.curves.lines if figure.curves else "activation"
         names = ["sgd", *figure.grid.method] if lines == "method" else figure.grid.activation

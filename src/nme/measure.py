@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import torch
@@ -26,32 +27,41 @@ class Value(NamedTuple):
     """One measured number.
 
     Attributes:
-        operator: H, G or N; empty where it is of none of them.
+        operator: H, G, N, or N_phi for the part of N from activation second derivatives; empty: none of them.
         layer: empty: of the whole network.
-        probe: number of the random probe; -1: of none.
+        probe: number of the random probe or of the training batch; -1: of none, or the mean over batches.
         index: of a Ritz value, ascending; -1: it is none.
         weight: of a Ritz value in the spectral density; nan: it is none.
-        error: a bound of the value's numerical error, where there is one; else nan.
+        error: a bound of the value's numerical error, or the standard error of a mean; nan: neither.
+        statistic: which number, where a quantity has several: ``share`` or ``cosine``; empty: it has one.
     """
 
-    value: float
+    value: float | None
     operator: str = ""
     layer: str = ""
     probe: int = -1
     index: int = -1
     weight: float = math.nan
     error: float = math.nan
+    statistic: str = ""
 
 
 Quantity = Callable[["nn.Module", "Batch", dict, int], Iterator[Value]]
 
 QUANTITIES: dict[str, Quantity] = {}
+ON_TRAINING_BATCHES: set[str] = set()  # names of the quantities that are given batches as training has them
 
 
 def quantity(function: Quantity) -> Quantity:
     """Decorator: measure it under the function's name."""
     QUANTITIES[function.__name__] = function
     return function
+
+
+def quantity_on_training_batches(function: Callable) -> Callable:
+    """Decorator: as ``quantity``; the function is given an iterable of training batches in place of one batch."""
+    ON_TRAINING_BATCHES.add(function.__name__)
+    return quantity(function)
 
 
 @quantity
@@ -123,6 +133,26 @@ def spectrum(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Itera
                 yield Value(value, operator.symbol, probe=probe, index=index, weight=weight, error=error)
 
 
+@quantity_on_training_batches
+def update_shares(model: nn.Module, training: Iterable[Batch], settings: dict, seed: int) -> Iterator[Value]:
+    """How much of the gradient penalty's update ρHĝ is NME: shares of ‖Hĝ‖ and cosines with ĝ.
+
+    Each training batch has its own g, ĝ = g/‖g‖, H, G and N, in train mode. Yields, for each batch, the share
+    ‖Aĝ‖/‖Hĝ‖ of G, N and N_phi and the cosine of Aĝ with ĝ of H and these three; then their means over the batches,
+    with standard errors. A number that is not defined (g, Hĝ or Aĝ is 0) is None, and left out of the mean.
+    """
+    from nme.update_shares import mean_and_error, numbers_of
+
+    found: dict[tuple[str, str], list[float]] = {}
+    for number, batch in enumerate(training):
+        for (statistic, operator), value in numbers_of(model, batch).items():
+            found.setdefault((statistic, operator), []).append(value)
+            yield Value(value, operator, probe=number, statistic=statistic)
+    for (statistic, operator), values in found.items():
+        mean, error = mean_and_error(values)
+        yield Value(mean, operator, error=error, statistic=statistic)
+
+
 def _curvature(model: nn.Module, batch: Batch, settings: dict) -> Curvature:
     from nme.curvature import Curvature
     from nme.curvature.losses import CrossEntropy
@@ -140,8 +170,9 @@ def _stream(seed: int, purpose: str) -> torch.Generator:
 def measure(spec: dict, manifest: Path, snapshots: Path, output: Path, device: torch.device) -> None:
     """Measure the kept networks of a training job, in eval mode, on a fixed class-balanced part of the training data.
 
-    Writes one row a (seed, at, quantity, operator, layer, probe, index), with the training step. A member that diverged
-    has no rows from then on.
+    Quantities in ``ON_TRAINING_BATCHES`` are measured on ``spec["update_batches"]`` batches of the training data
+    instead, the same ones for all networks of a seed. Writes one row a (seed, at, quantity, operator, layer, probe,
+    index, statistic), with the training step. A member that diverged has no rows from then on.
 
     Args:
         spec: ``grid.measure_spec``.
@@ -163,6 +194,7 @@ def measure(spec: dict, manifest: Path, snapshots: Path, output: Path, device: t
     from nme.device import device_name
     from nme.prepare import class_balanced
     from nme.provenance import provenance
+    from nme.update_shares import TrainingBatches
 
     began = time.monotonic()
     recipe = check(Recipe, spec["recipe"], "recipe")
@@ -174,6 +206,7 @@ def measure(spec: dict, manifest: Path, snapshots: Path, output: Path, device: t
     model = recipe.model.build(data.shape, classes, ACTIVATIONS.parse(spec["activation"])).to(device)
     rows = []
     for seed in spec["seeds"]:
+        training = TrainingBatches(data, recipe, seed, spec.get("update_batches", 0))
         for at in grid.snapshots(spec["quantities"]):
             snapshot = read_snapshot(snapshots, seed, at)
             if snapshot is None:
@@ -181,7 +214,8 @@ def measure(spec: dict, manifest: Path, snapshots: Path, output: Path, device: t
             model.load_state_dict(snapshot["model"])
             model.eval()
             for name in [name for name, times in spec["quantities"].items() if at in times]:
-                for found in QUANTITIES[name](model, batch, spec, seed):
+                given = training if name in ON_TRAINING_BATCHES else batch
+                for found in QUANTITIES[name](model, given, spec, seed):
                     place = {"seed": seed, "at": at, "step": snapshot["step"], "quantity": name}
                     rows.append(place | found._asdict())
     record = provenance(
@@ -200,4 +234,5 @@ def _columns() -> object:
     whole, text = pa.int64(), pa.string()
     names = {"seed": whole, "at": pa.float64(), "step": whole, "quantity": text, "operator": text, "layer": text}
     names |= {"probe": whole, "index": whole}
-    return pa.schema({**names, **dict.fromkeys(("value", "weight", "error"), pa.float64())})
+    names |= dict.fromkeys(("value", "weight", "error"), pa.float64())
+    return pa.schema({**names, "statistic": text})

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nme import grid
-from nme.config import Figure, Project, Recipe, Scale
+from nme.config import Figure, Measurement, Project, Recipe, Scale
 from nme.methods import METHODS
 
 
@@ -103,8 +103,8 @@ class Estimate:
         """Of the job that measures what a training job kept."""
         settings = self.project.scale.measurement
         batches = settings.examples / self.project.scale.recipes[cell.recipe].batch_size
-        products = sum(_products(self.project, name) * len(at) for name, at in self.kept[cell].items())
-        return len(seeds) * products * 2.5 * self._gradient(cell, self.speed.operations) * batches  # in fp32
+        products = sum(_products(settings, name, batches) * len(at) for name, at in self.kept[cell].items())
+        return len(seeds) * products * 2.5 * self._gradient(cell, self.speed.operations)  # in fp32
 
     def _gradient(self, cell: grid.Cell, speed: float) -> float:
         recipe, operations = self.project.scale.recipes[cell.recipe], self.networks[cell.recipe][0]
@@ -143,11 +143,16 @@ def claimed_figures(figure: Figure) -> set[str]:
     return {contrast.figure or claim.figure for claim in figure.claims.list for contrast in claim.contrasts}
 
 
-def _products(project: Project, quantity: str) -> float:
-    """Products with H, G or N that a quantity takes, roughly."""
-    settings = project.scale.measurement
+def _products(settings: Measurement, quantity: str, batches: float) -> float:
+    """Products with H, G or N of one training batch that a quantity takes, roughly.
+
+    ``batches`` is how many training batches ``settings.examples`` are.
+    """
+    if quantity == "update_shares":  # 22 F for each of its batches; a product is 2.5 gradients, of 3 F each
+        return 3 * settings.update_batches
     spectrum = 3 * settings.spectrum_probes * settings.lanczos_steps
-    return {"traces": settings.probes, "squared_norms": 6 * settings.probes, "spectrum": spectrum}.get(quantity, 1)
+    found = {"traces": settings.probes, "squared_norms": 6 * settings.probes, "spectrum": spectrum}
+    return batches * found.get(quantity, 1)
 
 
 def plan(project: Project) -> dict[str, Cost]:

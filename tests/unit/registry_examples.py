@@ -4,6 +4,8 @@ from itertools import product
 
 from hypothesis import strategies as st
 
+from nme.measure import ON_TRAINING_BATCHES
+
 # Tried for a parameter that takes any number, beside its default. A method's may be counts (of probes, say).
 ACTIVATION_NUMBERS = (0.5, 1, 4)
 METHOD_NUMBERS = (1, 2)
@@ -25,3 +27,9 @@ def numbers_for(parameter):
     if parameter.choices:
         return st.sampled_from(parameter.choices)
     return st.integers(1, 10**9) if parameter.whole else st.floats(1e-12, 1e12)
+
+
+def measured_on(quantity, batch):
+    """What a quantity is given to measure on: the batch, or a list of training batches."""
+    other = batch._replace(inputs=batch.inputs.flip(0), labels=batch.labels.roll(1))
+    return [batch, other] if quantity in ON_TRAINING_BATCHES else batch

@@ -265,7 +265,7 @@ MISTAKES = [
      ["claims.list.0.contrasts.0.expect is 'positiv'", "'positive', 'similar', 'different' or 'not negative'"]),
     (CLAIMS, "claims.list", [{**CLAIM, "contrasts": [{**CONTRAST, "trace": "K"}]}],
      ["claims.list.0.contrasts.0.trace is 'K'", "'H', 'G' or 'N'"]),
-    (STYLE, "operator.K", "#000000", ["operator.K", "'K'", "'H', 'G' or 'N'"]),
+    (STYLE, "operator.K", "#000000", ["operator.K", "'K'", "'H', 'G', 'N' or 'N_phi'"]),
     # sections
     (SCALE, "axes", None, ["axes is None", "dictionary"]),
     (SCALE, "recipes.digits_mlp.model", "mlp", ["recipes.digits_mlp.model is 'mlp'", "dictionary"]),

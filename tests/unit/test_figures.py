@@ -19,6 +19,7 @@ from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
+from registry_examples import measured_on
 
 from nme import __version__, grid, parquet
 from nme.activations import ACTIVATIONS
@@ -88,7 +89,8 @@ def values_of(quantity: str) -> list:
     """What a quantity yields, of a tiny network."""
     model, batch = example("mlp", ACTIVATIONS.parse("gelu"))
     settings = {**PROJECT.scale.measurement.model_dump()}
-    return [value._asdict() for value in QUANTITIES[quantity](model.eval(), batch, settings, 0)]
+    given = measured_on(quantity, batch)
+    return [value._asdict() for value in QUANTITIES[quantity](model.eval(), given, settings, 0)]
 
 
 def measurements(project: Project, name: str, case: str = "every loss finite") -> pd.DataFrame:
@@ -465,6 +467,42 @@ def test_second_derivatives_are_means_over_the_whole_network():
         assert {label: len(line.get_xdata()) for label, line in lines(axes).items()} == dict.fromkeys(
             ("before training", "after training"), len(PROJECTS["laptop"].scale.axes["beta"])
         )
+
+
+def mechanism(seeds: int = 3) -> tuple:
+    """Its table, where the N_phi of ReLU is 0 and has no cosine; the figure, and its numbers."""
+    project = with_seeds(seeds)
+    table = table_of(project, "mechanism")
+    flat = (table["activation"] == "relu") & (table["operator"] == "N_phi")
+    table.loc[flat, "value"] = np.where(table.loc[flat, "statistic"] == "share", 0.0, np.nan)
+    return table, *look_into(project, "mechanism", table)
+
+
+def test_the_mechanism_is_means_over_seeds_of_means_over_batches():
+    table, figure, numbers = mechanism()
+    recipes, names = list(dict.fromkeys(table["recipe"])), {"Hĝ": "H", "Gĝ": "G", "Nĝ": "N", "N$_{φ″}$ĝ": "N_phi"}
+    panels = [(recipe, statistic) for recipe in recipes for statistic in ("share", "cosine")]
+    assert len(figure.axes) == len(panels) == 4
+    for axes, (recipe, statistic) in zip(figure.axes, panels, strict=True):
+        here = table[(table["recipe"] == recipe) & (table["statistic"] == statistic) & (table["probe"] == -1)]
+        means = here.groupby(["operator", "activation", "at"])["value"].mean().dropna()
+        found = {}
+        for line in axes.lines:
+            if not line.get_label().startswith("_"):
+                operator, activation = names[line.get_label()], {"-": "gelu", "--": "relu"}[line.get_linestyle()]
+                assert to_hex(line.get_color()) == PROJECT.style.operator[operator].lower()
+                found |= {(operator, activation, at): value for at, value in line.get_xydata()}
+        assert found == pytest.approx(means.to_dict())
+        assert ("N_phi", "relu", 0.0) in found or statistic == "cosine"
+        assert ("H", "gelu", 0.0) in found or statistic == "share"
+        assert axes.get_xlim()[0] < 0 < 1 < axes.get_xlim()[1], "the initialisation is shown"
+        low, high = axes.get_ylim()
+        assert low < means.min() <= means.max() < high
+    assert len(numbers) == 2 * 3 * (6 + 7) * len(recipes) // 2
+    assert numbers["value"].notna().all()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*names, "GELU", "ReLU"]
+    assert "training batches, train mode" in footer(figure)
+    assert_legible(figure)
 
 
 @pytest.mark.parametrize("name", CLAIMS)

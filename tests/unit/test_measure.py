@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from dense_reference import NETWORKS, example
+from registry_examples import measured_on
 from scipy.optimize import brentq
 from scipy.stats import norm
 from torch import nn
@@ -218,6 +219,47 @@ def test_a_quantity_is_given_a_fixed_balanced_part_of_the_training_data(data, ke
     assert torch.equal(split.labels[where], labels)
 
 
+def test_a_quantity_on_training_batches_is_given_those_of_the_recipe(data, kept, seen, tmp_path, monkeypatch):
+    """For all networks of a seed the same ones, of the training data; other seeds have others."""
+    monkeypatch.setattr("nme.measure.ON_TRAINING_BATCHES", {"spy"})
+    spec = settings({"spy": TIMES}, micro_batch=8) | {"update_batches": 2}
+    measure(spec, data, kept, tmp_path / "measured.parquet", CPU)
+    split, _, _ = batches.load(data, CPU)
+    every = split.batch(torch.arange(len(split.labels)), "none", torch.Generator()).inputs
+    found = {seed: [] for seed in SEEDS}
+    for _, given, _, seed in seen:
+        given = list(given)
+        assert [len(batch.labels) for batch in given] == [16, 16]
+        assert [len(part.labels) for part in given[0].parts()] == [8, 8]
+        found[seed].append(torch.cat([batch.inputs for batch in given]))
+        where = [(every - one).flatten(1).abs().amax(1).argmin().item() for one in found[seed][-1]]
+        assert torch.equal(every[where], found[seed][-1])
+        assert torch.equal(split.labels[where], torch.cat([batch.labels for batch in given]))
+        assert len(set(where)) == len(where)
+    for same in found.values():
+        assert len(same) == len(TIMES)
+        assert all(torch.equal(one, same[0]) for one in same)
+    assert not torch.equal(found[0][0], found[1][0])
+
+
+def test_shares_of_the_update_are_means_over_batches_with_standard_errors(data, kept, tmp_path):
+    spec = settings({"update_shares": [0.0, 1.0]})
+    assert spec["update_batches"] == 8
+    measure(spec, data, kept, tmp_path / "measured.parquet", CPU)
+    table = parquet.read(tmp_path / "measured.parquet")[0].to_pandas()
+    places = table.groupby(["seed", "at", "statistic", "operator"])
+    assert len(places) == len(SEEDS) * 2 * (3 + 4)
+    for (*_, statistic, operator), rows in places:
+        values, mean = rows.loc[rows["probe"] >= 0, "value"], rows[rows["probe"] == -1].iloc[0]
+        assert rows["probe"].tolist() == [*range(8), -1]
+        assert values.nunique() == 8, "each batch has its own"
+        assert mean["value"] == pytest.approx(values.mean())
+        assert mean["error"] == pytest.approx(values.std(ddof=1) / math.sqrt(8))
+        assert values.min() >= 0 or statistic == "cosine"
+        assert values.abs().max() <= 1 + 1e-6 or statistic == "share"
+        assert operator in ("G", "N", "N_phi") or statistic == "cosine"
+
+
 def test_more_examples_than_there_are_means_all(data, kept, seen, tmp_path):
     spec = {**settings({"spy": [0.0]}), "examples": 10_000}
     measure(spec, data, kept, tmp_path / "measured.parquet", CPU)
@@ -237,6 +279,7 @@ def test_a_row_a_value(data, kept, seen, tmp_path):
     steps = TINY.scale.recipes["digits_mlp"].epochs * (50 // 16)
     place = {"at": 0.5, "step": round(steps / 2), "quantity": "spy"}
     values = [{"operator": "", "layer": "", "probe": -1}, {"operator": "H", "layer": "2", "probe": 3, "value": 0.5}]
+    place["statistic"] = ""
     expected = [
         {"value": 10.0 * seed, "seed": seed, "index": -1, **place, **value} for seed in SEEDS for value in values
     ]
@@ -254,7 +297,9 @@ def test_every_quantity_gives_finite_values_and_the_same_each_time(data, kept, t
     assert {(row.seed, row.at) for row in pandas.itertuples()} == {(s, at) for s in SEEDS for at in (0, 1)}
     assert set(pandas["quantity"]) == {name}
     assert np.isfinite(pandas["value"]).all()
-    assert not pandas.duplicated(["seed", "at", "operator", "layer", "probe", "index"]).any(), "a row a value"
+    assert not pandas.duplicated(["seed", "at", "operator", "layer", "probe", "index", "statistic"]).any(), (
+        "a row a value"
+    )
 
 
 @pytest.mark.parametrize("name", ["traces", "squared_norms"])
@@ -274,8 +319,9 @@ def test_no_quantity_changes_the_network(name):
     model, batch = example("cnn-2d", ACTIVATIONS.parse("gelu"), True, torch.float32)
     model.eval()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    assert list(QUANTITIES[name](model, batch, settings({}), 0))
+    assert list(QUANTITIES[name](model, measured_on(name, batch), settings({}), 0))
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert {str(module.activation) for module in model.modules() if isinstance(module, Activate)} == {"gelu"}
     assert not any(module.training for module in model.modules())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 

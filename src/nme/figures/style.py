@@ -5,6 +5,8 @@ Figures are as wide as a journal's column and legible there: two panels side by 
 
 import math
 
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -61,12 +63,13 @@ def panels(number: int) -> tuple[Figure, list[Axes]]:
     return figure, grid[:number]
 
 
-def legend(figure: Figure, grid: list[Axes]) -> None:
-    """One legend above all panels: every label once, in as many columns as fit."""
+def legend(figure: Figure, grid: list[Axes], *more: Artist) -> None:
+    """One legend above all panels: every label once, ``more`` last, in as many columns as fit."""
     found = {}
     for axes in grid:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
+    found |= {artist.get_label(): artist for artist in more}
     columns = max(1, 64 // (5 + max(map(len, found))))
     figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(columns, len(found)))
 
@@ -101,6 +104,14 @@ def parameter_axis(axes: Axes, values: list[float]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(values) / 1.2, max(values) * 1.2)
     _ticks(axes, values)
+
+
+def time_axis(axes: Axes) -> None:
+    """A square-root axis of fractions of the training, since most changes early; a margin on both sides."""
+    axes.set_xscale("function", functions=(lambda x: np.sign(x) * np.abs(x) ** 0.5, lambda y: y * np.abs(y)))
+    axes.set_xlim(-0.002, 1.08)
+    axes.set_xticks((0, 0.1, 0.4, 1), ("0", "0.1", "0.4", "1"))
+    axes.minorticks_off()
 
 
 def _ticks(axes: Axes, values: list[float]) -> None:
