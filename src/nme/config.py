@@ -189,6 +189,7 @@ class Recipe(Closed):
         " resized_crop_flip (streamed datasets): 8 to 100 % of the area, resized, and random horizontal flip.",
     )
     epochs: Count = Field(description="Passes over the training data.")
+    test_epochs: Count = Field(1, description="Epochs from one test to the next; the last epoch always ends with one.")
     batch_size: Count = Field(
         description="Examples per step; the last incomplete batch of an epoch is left out. SAM and the penalties take"
         " their gradient over all of them (m = batch_size)."

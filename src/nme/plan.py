@@ -97,7 +97,9 @@ class Estimate:
             * METHODS.parse(cell.method).gradients
         )
         tested = scale.datasets[recipe.dataset].test or scale.dataset_kind(recipe.dataset).counts[1]
-        return len(seeds) * (steps + recipe.epochs * tested * operations / self.operations[cell.recipe])
+        return len(seeds) * (
+            steps + -(-recipe.epochs // recipe.test_epochs) * tested * operations / self.operations[cell.recipe]
+        )
 
     def measuring(self, cell: grid.Cell, seeds: range) -> float:
         """Of the job that measures what a training job kept."""

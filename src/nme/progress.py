@@ -24,7 +24,8 @@ def training_progress(members: int, epochs: int) -> Iterator[tuple[Callable[[dic
         where = f"seed {row['seed']}  epoch {row['epoch']}/{epochs}"
         if row["diverged"]:
             return f"{where}  diverged"
-        return f"{where}  train loss {row['train_loss']:.4f}  test accuracy {row['test_accuracy']:.4f}"
+        tested = "" if row["test_accuracy"] is None else f"  test accuracy {row['test_accuracy']:.4f}"
+        return f"{where}  train loss {row['train_loss']:.4f}{tested}"
 
     if console.is_terminal:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

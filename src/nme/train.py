@@ -1,8 +1,8 @@
 """Train stage: the members of one cell, one after the other, and their metrics per epoch.
 
 Training loss and accuracy are means over the steps of an epoch, each taken in the step's own forward pass, before its
-update (so with augmentation, if the recipe has it). Test loss and accuracy are taken after the epoch, in eval mode. A
-final accuracy is that of the last epoch: the test set chooses nothing.
+update (so with augmentation, if the recipe has it). Test loss and accuracy are taken after every ``test_epochs`` epochs and
+after the last one, in eval mode. A final accuracy is that of the last epoch: the test set chooses nothing.
 
 Several processes may share a training (``nme.processes``): each takes its part of every batch and of the test set, all
 have the same network, and the first one keeps the records.
@@ -214,9 +214,10 @@ class Member:
     def _end_epoch(self, rate: float) -> dict:
         began = time.perf_counter()
         loss, correct, gradient_norm = (self.sums / self.step).tolist()
-        test_loss, test_accuracy = self.evaluate()
-        diverged = not all(math.isfinite(v) for v in (loss, gradient_norm, test_loss))
         self.epoch += 1
+        tested = self.epoch % self.job.recipe.test_epochs == 0 or self.epoch == self.job.recipe.epochs
+        test_loss, test_accuracy = self.evaluate() if tested else (None, None)
+        diverged = not all(math.isfinite(v) for v in (loss, gradient_norm, test_loss or 0.0))
         self.step = 0
         self.sums = self._zeros()
         self._examples = None
