@@ -71,7 +71,7 @@ def images(n: int, *shape: int) -> Split:
 
 @pytest.mark.parametrize(
     ("dataset", "kind", "train", "test"),
-    [(Mnist1d(), np.float32, 4000, 1000), (Digits(), np.uint8, 1000, 797)],
+    [(Mnist1d(), np.float32, 4000, 5000), (Digits(), np.uint8, 1000, 797)],
     ids=["mnist1d", "digits"],
 )
 def test_shapes_and_counts(dataset, kind, train, test):

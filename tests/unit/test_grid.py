@@ -225,11 +225,14 @@ def test_jobs_cover_each_seed_once(seeds, per_job):
 
 
 @given(st.integers(1, 60), st.integers(1, 60))
-def test_one_more_seed_leaves_the_jobs_that_are_there(more, per_job):
-    seeds = per_job + more - 1  # below seeds_per_job the jobs are formed anew when it is reached
+def test_one_more_seed_leaves_the_jobs_that_are_there_unless_it_completes_one(seeds, per_job):
     before = grid.jobs_of_seeds(seeds, per_job)
     after = grid.jobs_of_seeds(seeds + 1, per_job)
-    assert after == [*before, range(seeds, seeds + 1)]
+    if (seeds + 1) % per_job:
+        assert after == [*before, range(seeds, seeds + 1)]
+    else:
+        kept = before[: seeds // per_job]
+        assert after == [*kept, range(seeds + 1 - per_job, seeds + 1)]
 
 
 @pytest.mark.parametrize(
@@ -239,6 +242,7 @@ def test_one_more_seed_leaves_the_jobs_that_are_there(more, per_job):
         (3, 1, ["0", "1", "2"]),
         (5, 5, ["0-4"]),
         (7, 5, ["0-4", "5", "6"]),
+        (15, 5, ["0-4", "5-9", "10-14"]),
         (2, 5, ["0", "1"]),
     ],
 )

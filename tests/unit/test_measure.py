@@ -11,6 +11,7 @@ import torch
 from dense_reference import NETWORKS, example
 from scipy.optimize import brentq
 from scipy.stats import norm
+from specs import spec_in_memory
 from torch import nn
 
 from nme import batches, grid, parquet
@@ -155,7 +156,7 @@ def settings(quantities: dict[str, list[float]], **changes) -> dict:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    prepare({"dataset": "digits", "train": 50, "test": 20, "version": 1}, Places(), folder)
+    prepare(spec_in_memory("digits", 50, 20), Places(), folder)
     return folder / "manifest.json"
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from specs import spec_in_memory
 
 from nme import batches
 from nme.datasets import DATASETS, Dataset, Places, Raw, Split
@@ -17,10 +18,6 @@ from nme.prepare import class_balanced, prepare
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 CPU = torch.device("cpu")
-
-
-def settings_of(dataset: str, train: int | None = None, test: int | None = None) -> dict:
-    return {"dataset": dataset, "train": train, "test": test, "version": 1}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -39,7 +36,7 @@ def message(function, *arguments) -> str:
 def prepared(request, tmp_path_factory) -> tuple[Dataset, Raw, Path]:
     """A dataset, what it is made of, and the folder where it was prepared whole."""
     folder = tmp_path_factory.mktemp("prepared") / "data"
-    prepare(settings_of(request.param), Places(), folder)
+    prepare(spec_in_memory(request.param), Places(), folder)
     dataset = DATASETS[request.param]()
     return dataset, dataset.read(Places()), folder
 
@@ -62,13 +59,13 @@ def test_what_is_read_back_is_what_was_there(prepared):
 
 def test_two_preparations_are_the_same_bytes(prepared, tmp_path):
     dataset, _, folder = prepared
-    prepare(settings_of(dataset.name), Places(), tmp_path)
+    prepare(spec_in_memory(dataset.name), Places(), tmp_path)
     assert contents(tmp_path) == contents(folder)
 
 
 def test_two_subsets_are_the_same_bytes(tmp_path):
     for name in ("one", "other"):
-        prepare(settings_of("digits", 100, 55), Places(), tmp_path / name)
+        prepare(spec_in_memory("digits", 100, 55), Places(), tmp_path / name)
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
 
@@ -96,7 +93,7 @@ def test_training_inputs_are_standardised_per_channel(tmp_path, monkeypatch):
                                          "counts": (60, 60),
                                          "read": lambda self, places: Raw(*splits, "here")})  # fmt: skip
     monkeypatch.setitem(DATASETS, "colour", colour)
-    prepare(settings_of("colour"), Places(), tmp_path)
+    prepare(spec_in_memory("colour"), Places(), tmp_path)
     train, test, _ = batches.load(tmp_path / "manifest.json", CPU)
     standardised = train.batch(torch.arange(60), "none", torch.Generator()).inputs.double().transpose(0, 1).flatten(1)
     torch.testing.assert_close(standardised.mean(1), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-6)
@@ -106,7 +103,7 @@ def test_training_inputs_are_standardised_per_channel(tmp_path, monkeypatch):
 
 
 def test_subsets_are_of_the_raw_data(tmp_path):
-    prepare(settings_of("digits", 100, 55), Places(), tmp_path)
+    prepare(spec_in_memory("digits", 100, 55), Places(), tmp_path)
     raw = DATASETS["digits"]().read(Places())
     train, test, manifest = batches.load(tmp_path / "manifest.json", CPU)
     for name, found, split, size in (("train", train, raw.train, 100), ("test", test, raw.test, 55)):
@@ -183,14 +180,14 @@ def test_no_use_is_made_of_a_global_stream(seed):
 
 @pytest.mark.parametrize(("key", "size"), [("train", 1000), ("test", 797)])
 def test_prepare_names_the_key_of_a_subset_that_is_too_large(tmp_path, key, size):
-    text = message(prepare, {**settings_of("digits", 10, 10), key: size}, Places(), tmp_path)
+    text = message(prepare, {**spec_in_memory("digits", 10, 10), key: size}, Places(), tmp_path)
     assert f"datasets.digits.{key} is {size} (allowed: up to " in text
     assert not (tmp_path / "manifest.json").exists(), "the manifest is last, so that none means not prepared"
     assert not list(tmp_path.glob(".partial*"))
 
 
 def test_prepare_names_the_dataset_that_is_not_there(tmp_path):
-    text = message(prepare, settings_of("fashion_mnist"), Places((tmp_path,)), tmp_path / "data")
+    text = message(prepare, spec_in_memory("fashion_mnist"), Places((tmp_path,)), tmp_path / "data")
     assert text.startswith("fashion_mnist: dataset not found")
     assert str(tmp_path) in text
     assert not (tmp_path / "data").exists()
@@ -201,12 +198,12 @@ def test_prepare_checks_what_a_dataset_reads(tmp_path, monkeypatch):
     good = digits().read(Places())
     bad = Raw(Split(good.train.inputs, np.zeros_like(good.train.labels)), good.test, "here")
     monkeypatch.setattr(digits, "read", lambda self, places: bad)
-    assert "train has 1 classes, expected 10" in message(prepare, settings_of("digits"), Places(), tmp_path)
+    assert "train has 1 classes, expected 10" in message(prepare, spec_in_memory("digits"), Places(), tmp_path)
 
 
 @pytest.fixture
 def manifest(tmp_path) -> Path:
-    prepare(settings_of("digits", 50, 20), Places(), tmp_path)
+    prepare(spec_in_memory("digits", 50, 20), Places(), tmp_path)
     return tmp_path / "manifest.json"
 
 
@@ -237,7 +234,7 @@ def test_a_missing_or_truncated_file_is_named(manifest, name, keep):
 
 
 def test_a_file_of_another_preparation_is_named(manifest, tmp_path):
-    prepare(settings_of("digits", 40, 20), Places(), tmp_path / "other")
+    prepare(spec_in_memory("digits", 40, 20), Places(), tmp_path / "other")
     (tmp_path / "other" / "train.arrow").replace(manifest.with_name("train.arrow"))
     text = message(batches.load, manifest, CPU)
     assert "train.arrow: is not the file that manifest.json describes; prepare the dataset again" in text
@@ -260,7 +257,7 @@ def test_reading_copies_nothing(manifest):
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real image data are not at {REAL}")
 def test_real_fashion_from_its_read_only_folder(tmp_path):
-    prepare(settings_of("fashion_mnist", 1000, 500), Places((REAL,)), tmp_path)
+    prepare(spec_in_memory("fashion_mnist", 1000, 500), Places((REAL,)), tmp_path)
     train, test, manifest = batches.load(tmp_path / "manifest.json", CPU)
     assert train.inputs.shape == (1000, 1, 28, 28)
     assert test.inputs.shape == (500, 1, 28, 28)
