@@ -662,6 +662,58 @@ def test_a_caption_says_which_values_and_how_many_combinations():
     assert said.endswith(f"{2 * 4 * (1 + 2 + 2 + 2 * 2)} combinations.")
 
 
+def noisy_project() -> Project:
+    """The digits twice: as they are, and with a quarter of the training labels random."""
+    values = scale_of().model_dump()
+    values["datasets"]["digits_noisy"] = {"source": "digits", "train": 400, "label_noise": 0.25}
+    values["recipes"]["noisy"] = {**values["recipes"]["digits_mlp"], "dataset": "digits_noisy"}
+    values["panels"] |= {"clean": ["digits_mlp"], "both": ["digits_mlp", "noisy"]}
+    figures = {"clean": figure_of(panels="clean"), "both": figure_of(panels="both")}
+    project = project_of("tiny")
+    return project.model_copy(update={"scale": Scale.model_validate(values), "figures": figures})
+
+
+def test_a_caption_names_the_label_noise():
+    project = noisy_project()
+    sentence = " 25 % of the training labels of 'digits_noisy' are random; test labels are clean."
+    assert grid.described(project, "both").endswith(sentence)
+    assert "labels" not in grid.described(project, "clean")
+
+
+def test_two_datasets_of_one_source_have_files_and_settings_of_their_own():
+    project = noisy_project()
+    clean, noisy = (set(grid.dataset_files(project, recipe).values()) for recipe in ("digits_mlp", "noisy"))
+    assert len(clean) == len(noisy) == 3
+    assert not clean & noisy
+    assert grid.dataset_spec(project, "digits_noisy") == {
+        **grid.dataset_spec(project, "digits"),
+        "dataset": "digits_noisy",
+        "test": None,
+        "label_noise": 0.25,
+    }
+    assert grid.dataset_spec(project, "digits")["source"] == "digits"
+    one, other = (grid.train_spec(project.scale.recipes[r], CELL, range(2), []) for r in ("digits_mlp", "noisy"))
+    assert one != other
+
+
+def test_more_seeds_on_the_users_page_train_only_new_members():
+    few, many = (load_project({"scale": "tiny", "seeds": seeds}, ROOT / "config") for seeds in (2, 6))
+    assert {recipe.seeds_per_job for recipe in few.scale.recipes.values()} == {2}
+    for figure in (figure for figure in few.figures.values() if figure.grid):
+        before, after = (set(grid.training_jobs(figure, project.scale)) for project in (few, many))
+        assert after - before == {(cell, seeds) for cell, _ in before for seeds in (range(2, 4), range(4, 6))}
+        assert before < after
+    measured = grid.measurements(few)
+    assert measured == grid.measurements(many), "a cell that is there keeps its networks at the same times"
+    for dataset in few.scale.datasets:
+        assert grid.dataset_spec(few, dataset) == grid.dataset_spec(many, dataset)
+
+
+def test_the_scales_seeds_are_taken_where_the_users_page_has_none():
+    assert load_project({"scale": "tiny", "seeds": None}, ROOT / "config").scale.seeds == 2
+    assert load_project({"scale": "tiny", "seeds": 3}, ROOT / "config").scale.seeds == 3
+
+
 def test_a_table_depends_on_its_cells_and_seeds():
     project = project_of("tiny")
     spec = grid.table_spec(project, "fig2")

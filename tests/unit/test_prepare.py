@@ -14,7 +14,7 @@ from specs import spec_in_memory
 from nme import batches
 from nme.datasets import DATASETS, Dataset, Places, Raw, Split
 from nme.errors import NmeError
-from nme.prepare import class_balanced, prepare
+from nme.prepare import class_balanced, prepare, with_label_noise
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 CPU = torch.device("cpu")
@@ -36,9 +36,12 @@ def message(function, *arguments) -> str:
 def prepared(request, tmp_path_factory) -> tuple[Dataset, Raw, Path]:
     """A dataset, what it is made of, and the folder where it was prepared whole."""
     folder = tmp_path_factory.mktemp("prepared") / "data"
-    prepare(spec_in_memory(request.param), Places(), folder)
     dataset = DATASETS[request.param]()
-    return dataset, dataset.read(Places()), folder
+    raw = dataset.read(Places())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(dataset), "read", lambda self, places: raw)
+        prepare(spec_in_memory(request.param), Places(), folder)
+    return dataset, raw, folder
 
 
 # ---------------------------------------------------------- there and back
@@ -173,6 +176,59 @@ def test_no_use_is_made_of_a_global_stream(seed):
         np.testing.assert_array_equal(class_balanced(labels, 50, 10, "key"), expected)
     finally:
         np.random.set_state(state)  # noqa: NPY002
+
+
+# ------------------------------------------------------------ label noise
+
+
+@pytest.mark.parametrize("fraction", [0, 0.1, 0.5, 1])
+def test_a_fraction_of_the_labels_is_drawn_uniformly(fraction):
+    n, classes = 20_000, 10
+    labels = np.arange(n) % classes
+    noisy = with_label_noise(labels, fraction, classes)
+    wrong = fraction * (classes - 1) / classes  # the right label is drawn, too
+    deviation = (noisy != labels).mean() - wrong
+    assert abs(deviation) <= 5 * np.sqrt(wrong * (1 - wrong) / n)
+    per_class = np.bincount(noisy[noisy != labels], minlength=classes)
+    expected = wrong * n / classes
+    assert np.abs(per_class - expected).max() <= 5 * np.sqrt(expected)
+    shifts = np.bincount((noisy - labels)[noisy != labels] % classes, minlength=classes)[1:]
+    assert np.abs(shifts - wrong * n / (classes - 1)).max() <= 5 * np.sqrt(wrong * n / (classes - 1))
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=50), st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted))
+def test_a_larger_fraction_replaces_the_same_labels_and_more(labels, fractions):
+    labels = np.array(labels)
+    less, more, whole = (with_label_noise(labels, fraction, 5) for fraction in (*fractions, 1.0))
+    assert ((less == labels) | (less == more)).all()
+    assert ((more == labels) | (more == whole)).all()
+
+
+def test_a_noisy_dataset_differs_in_training_labels_only(tmp_path):
+    """And those are the same whatever the subset; the manifest says how many are wrong."""
+    raw = DATASETS["digits"]().read(Places())
+    noisy = with_label_noise(raw.train.labels, 0.4, 10)
+    for size in (None, 100):
+        spec = spec_in_memory("digits", size, 50, dataset="digits_noisy", label_noise=0.4)
+        prepare(spec, Places(), tmp_path)
+        chosen = class_balanced(raw.train.labels, size, 10, "")
+        tested = class_balanced(raw.test.labels, 50, 10, "")
+        train, test, manifest = batches.load(tmp_path / "manifest.json", CPU)
+        np.testing.assert_array_equal(train.inputs.numpy(), raw.train.inputs[chosen])
+        np.testing.assert_array_equal(train.labels.numpy(), noisy[chosen])
+        np.testing.assert_array_equal(test.inputs.numpy(), raw.test.inputs[tested])
+        np.testing.assert_array_equal(test.labels.numpy(), raw.test.labels[tested])
+        assert manifest["spec"] == spec
+        assert manifest["wrong_labels"] == (noisy != raw.train.labels)[chosen].sum() > 0.25 * len(chosen)
+
+
+def test_without_noise_no_label_is_wrong(manifest):
+    assert json.loads(manifest.read_text())["wrong_labels"] == 0
+
+
+def test_a_named_dataset_is_named_in_mistakes(tmp_path):
+    spec = spec_in_memory("digits", 10_000, dataset="digits_noisy")
+    assert "datasets.digits_noisy.train is 10000" in message(prepare, spec, Places(), tmp_path)
 
 
 # --------------------------------------------------------------- mistakes
