@@ -62,7 +62,8 @@ def speeds(tools: dict[str, Callable[[], Iterator[int]]]) -> dict[str, float]:
 
 def prepared(spec: dict, folder: Path, output: Path) -> batches.Data:
     """The training split, as the prepare stage leaves it."""
-    prepare({"train": None, "version": 1, **spec}, Places((folder,)), output, threads=1)
+    whole = {"source": spec["dataset"], "train": None, "label_noise": 0.0, "version": 1}
+    prepare({**whole, **spec}, Places((folder,)), output, threads=1)
     return batches.load(output / "manifest.json", CPU, 224, WORKERS)[0]
 
 

@@ -66,19 +66,20 @@ def member_of(network: str, variant: str = "eager"):
     import torch
 
     from nme.batches import Data
-    from nme.config import Recipe, check, read_yaml
+    from nme.config import Recipe, Scale, check, read_yaml
     from nme.datasets import DATASETS
     from nme.methods import METHODS
     from nme.train import Job, Member
 
     if network in CNN_RECIPES:
-        recipes = read_yaml(ROOT / "config" / "scales" / "laptop.yaml")["recipes"]
-        settings = recipes[CNN_RECIPES[network]]
+        scale = check(Scale, read_yaml(ROOT / "config" / "scales" / "laptop.yaml"), "laptop")
+        recipe = scale.recipes[CNN_RECIPES[network]]
+        settings, shape = recipe.model_dump(), scale.input_shape(recipe)
     else:
         settings = RECIPES[network]
+        shape = SHAPES.get(network, DATASETS[settings["dataset"]].shape)
     settings = {**settings, "epochs": 1000, "learning_rate": LEARNING_RATE, **VARIANTS[variant]}
     recipe = check(Recipe, settings, network)
-    shape = SHAPES.get(network, DATASETS[recipe.dataset].shape)
     torch.manual_seed(0)
     examples = STEPS_PER_EPOCH * recipe.batch_size
     column = (shape[0], *(1 for _ in shape[1:]))

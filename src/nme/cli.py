@@ -84,7 +84,8 @@ def prepare(
         hint = inside if "APPTAINER_CONTAINER" in os.environ else ""
         raise NmeError(f"data_dir is '{data_dir}', which is not a folder (give an existing one{hint})")
     folders = (data_dir.expanduser(),) if data_dir else ()
-    prepare(_settings(spec, "dataset", "source", "train", "test"), Places(folders, downloads), output, threads)
+    settings = _settings(spec, "dataset", "source", "train", "test", "label_noise")
+    prepare(settings, Places(folders, downloads), output, threads)
 
 
 @app.command()

@@ -268,7 +268,7 @@ class Scale(Closed):
     def _datasets_are_known(self) -> "Scale":
         for name, dataset in self.datasets.items():
             if (dataset.source or name) not in DATASETS:
-                raise ValueError(f"datasets: {unknown('dataset', name, DATASETS)}; or give its source")
+                raise ValueError(f"datasets.{name}: {unknown('dataset', name, DATASETS)}; or name one as its 'source'")
             streamed = self.dataset_kind(name).streamed
             for key in ("short_side", "quality"):
                 value = getattr(dataset, key)
@@ -276,14 +276,16 @@ class Scale(Closed):
                     allowed = "a number" if streamed else "null: it is not stored as JPEG"
                     raise ValueError(f"datasets.{name}.{key} is {value or 'null'} (allowed: {allowed})")
             if streamed and dataset.label_noise:
-                raise ValueError(f"datasets.{name}.label_noise is {dataset.label_noise:g} (allowed: 0 where streamed)")
+                allowed = f"0, where '{dataset.source or name}' is streamed"
+                raise ValueError(f"datasets.{name}.label_noise is {dataset.label_noise:g} (allowed: {allowed})")
         return self
 
     @model_validator(mode="after")
     def _names_are_listed(self) -> "Scale":
         for name, recipe in self.recipes.items():
             if recipe.dataset not in self.datasets:
-                raise ValueError(f"recipes.{name}: {unknown('dataset of this scale', recipe.dataset, self.datasets)}")
+                known = unknown("dataset of this scale", recipe.dataset, self.datasets)
+                raise ValueError(f"recipes.{name}.dataset: {known}")
             self._fits_its_dataset(f"recipes.{name}", recipe)
         for name, recipes in self.panels.items():
             for recipe in recipes:

@@ -175,7 +175,7 @@ def table_path(project: Project, name: str) -> str:
 def dataset_spec(project: Project, dataset: str) -> dict:
     """What decides the content of a prepared dataset."""
     kind = project.scale.dataset_kind(dataset)
-    unused = {"label_noise"} if kind.streamed else {"short_side", "quality"}
+    unused = set() if kind.streamed else {"short_side", "quality"}
     return {
         "dataset": dataset,
         **project.scale.datasets[dataset].model_dump(exclude=unused),
@@ -347,7 +347,7 @@ def described(project: Project, name: str) -> str:
     values = "; ".join(f"{axis} {', '.join(scale.axes[axis])}" for axis in dict.fromkeys(used))
     seeds = f"{scale.seeds} seed{'s' if scale.seeds > 1 else ''}"
     noisy = {
-        f"{dataset.label_noise:.0%} of the training labels of '{name}' are random; test labels are clean."
+        f"{100 * dataset.label_noise:g} % of the training labels of '{name}' are random; test labels are clean."
         for recipe in scale.panels[figure.grid.panels]
         for name in [scale.recipes[recipe].dataset]
         for dataset in [scale.datasets[name]]

@@ -1,6 +1,7 @@
 """Small float64 networks, and their loss, gradient and Hessian by ``torch.func``, independently of nme."""
 
 from copy import deepcopy
+from functools import cache
 from itertools import count
 
 import torch
@@ -33,6 +34,27 @@ def example(network, activation, batch_norm=False, dtype=torch.float64):
             batch = Batch(torch.randn(6, *shape, dtype=torch.float64), torch.randint(CLASSES, (6,)))
         if distance_to_kinks(model, batch) > 2e-3:
             return model.to(dtype), Batch(batch.inputs.to(dtype), batch.labels)
+
+
+def interpolating(network, activation):
+    """A float32 network that has learnt its batch, to a loss of 10⁻⁶."""
+    model, batch = _learnt(network, activation)
+    return deepcopy(model), batch
+
+
+@cache
+def _learnt(network, activation):
+    model, batch = example(network, activation)
+    parameters = list(model.parameters())
+    for _ in range(2000):  # by the direction of the gradient, which does not shrink with the loss
+        loss = nn.functional.cross_entropy(model(batch.inputs), batch.labels)
+        if loss < 1e-6:
+            return model.float(), Batch(batch.inputs.float(), batch.labels)
+        gradient = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for p, g in zip(parameters, gradient, strict=True):
+                p -= 0.03 * g / flat(gradient).norm()
+    raise AssertionError("the network has not learnt its batch")
 
 
 @torch.no_grad()

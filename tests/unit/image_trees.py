@@ -22,7 +22,9 @@ class Small(ImageFolders):
 
 def spec_of(**changes: object) -> dict:
     """As ``grid.dataset_spec``."""
-    return {"dataset": "small", "train": None, "test": None, "short_side": 24, "quality": 90, "version": 1} | changes
+    subset = {"train": None, "test": None, "label_noise": 0.0}
+    stored = {"short_side": 24, "quality": 90}
+    return {"dataset": "small", "source": "small", **subset, **stored, "version": 1, **changes}
 
 
 def picture(random: np.random.Generator, height: int, width: int) -> Image.Image:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from specs import spec_in_memory
 
 from nme import grid, parquet
 from nme.activations import ACTIVATIONS
@@ -219,7 +220,7 @@ def settings(snapshots=tuple(AT), **changes) -> dict:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    prepare({"dataset": "digits", "train": 50, "test": 20, "version": 1}, Places(), folder)
+    prepare(spec_in_memory("digits", 50, 20), Places(), folder)
     return folder / "manifest.json"
 
 
@@ -355,7 +356,7 @@ def test_other_settings_start_over(data, tmp_path, monkeypatch):
 
 def test_other_data_start_over(data, tmp_path, monkeypatch):
     path, said = stopped(data, tmp_path, monkeypatch), []
-    prepare({"dataset": "digits", "train": 60, "test": 20, "version": 1}, Places(), tmp_path / "data")
+    prepare(spec_in_memory("digits", 60, 20), Places(), tmp_path / "data")
     train(settings(), tmp_path / "data" / "manifest.json", tmp_path / "metrics.parquet", CPU, log=said.append)
     assert said == [f"{path}: the resume checkpoint has another data; starting over"]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from specs import spec_in_memory
 
 from nme import __version__, cli, grid, parquet
 from nme.checkpoint import Checkpoint
@@ -43,7 +44,7 @@ def settings(**changes) -> str:
 def data(tmp_path_factory) -> Path:
     """The manifest of a small dataset."""
     folder = tmp_path_factory.mktemp("data")
-    prepare({"dataset": "digits", "train": EXAMPLES, "test": 20, "version": 1}, Places(), folder)
+    prepare(spec_in_memory("digits", EXAMPLES, 20), Places(), folder)
     return folder / "manifest.json"
 
 
@@ -188,7 +189,7 @@ def test_a_wrong_spec(run, verb, spec, part):
 
 
 def spec_of(dataset: str) -> str:
-    return json.dumps({"dataset": dataset, "train": None, "test": None, "version": 1})
+    return json.dumps(spec_in_memory(dataset))
 
 
 @pytest.mark.parametrize(

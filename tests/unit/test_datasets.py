@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def images(n: int, *shape: int) -> Split:
 
 @pytest.mark.parametrize(
     ("dataset", "kind", "train", "test"),
-    [(Mnist1d(), np.float32, 4000, 1000), (Digits(), np.uint8, 1000, 797)],
+    [(Mnist1d(), np.float32, 4000, 5000), (Digits(), np.uint8, 1000, 797)],
     ids=["mnist1d", "digits"],
 )
 def test_shapes_and_counts(dataset, kind, train, test):
@@ -86,6 +87,24 @@ def test_shapes_and_counts(dataset, kind, train, test):
         assert len(counts) == len(dataset.classes) == 10
         assert counts.min() > 0.07 * n
         assert np.isfinite(split.inputs).all()
+
+
+def test_mnist1d_tests_on_the_packages_examples_and_those_of_the_next_seed(monkeypatch):
+    def made(settings) -> dict[str, np.ndarray]:
+        random = np.random.default_rng(settings.seed)
+        splits = (("", 4000), ("_test", 1000))
+        inputs = {f"x{name}": random.normal(size=(n, 40)) for name, n in splits}
+        return inputs | {f"y{name}": random.integers(10, size=n) for name, n in splits}
+
+    monkeypatch.setattr("mnist1d.data.make_dataset", made)
+    raw, settings = Mnist1d().read(Places()), SimpleNamespace(seed=42)
+    first = made(settings)
+    settings.seed = 43
+    more = made(settings)
+    for found, parts in ((raw.train, [("", first)]), (raw.test, [("_test", first), ("", more)])):
+        expected = np.concatenate([data[f"x{name}"] for name, data in parts])
+        np.testing.assert_array_equal(found.inputs[:, 0], expected.astype(np.float32))
+        np.testing.assert_array_equal(found.labels, np.concatenate([data[f"y{name}"] for name, data in parts]))
 
 
 def test_digits_are_all_used_once():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from specs import spec_in_memory
 
 from nme import cli, grid, parquet
 from nme.config import load_project
@@ -179,7 +180,7 @@ def test_a_full_disk_keeps_an_older_table(disk):
     assert (table["x"].to_pylist(), record) == ([1, 2, 3], {"n": 1})
 
 
-DIGITS = {"dataset": "digits", "train": 100, "test": 50, "version": 1}
+DIGITS = spec_in_memory("digits", 100, 50)
 
 
 def train_settings() -> str:

@@ -225,11 +225,14 @@ def test_jobs_cover_each_seed_once(seeds, per_job):
 
 
 @given(st.integers(1, 60), st.integers(1, 60))
-def test_one_more_seed_leaves_the_jobs_that_are_there(more, per_job):
-    seeds = per_job + more - 1  # below seeds_per_job the jobs are formed anew when it is reached
+def test_one_more_seed_leaves_the_jobs_that_are_there_unless_it_completes_one(seeds, per_job):
     before = grid.jobs_of_seeds(seeds, per_job)
     after = grid.jobs_of_seeds(seeds + 1, per_job)
-    assert after == [*before, range(seeds, seeds + 1)]
+    if (seeds + 1) % per_job:
+        assert after == [*before, range(seeds, seeds + 1)]
+    else:
+        kept = before[: seeds // per_job]
+        assert after == [*kept, range(seeds + 1 - per_job, seeds + 1)]
 
 
 @pytest.mark.parametrize(
@@ -239,6 +242,7 @@ def test_one_more_seed_leaves_the_jobs_that_are_there(more, per_job):
         (3, 1, ["0", "1", "2"]),
         (5, 5, ["0-4"]),
         (7, 5, ["0-4", "5", "6"]),
+        (15, 5, ["0-4", "5-9", "10-14"]),
         (2, 5, ["0", "1"]),
     ],
 )
@@ -656,6 +660,58 @@ def test_a_caption_says_which_values_and_how_many_combinations():
     assert "2 seeds; " in said
     # Two recipes, four activations, and SGD, two of the penalty, two of SAM, two of each number of probes.
     assert said.endswith(f"{2 * 4 * (1 + 2 + 2 + 2 * 2)} combinations.")
+
+
+def noisy_project() -> Project:
+    """The digits twice: as they are, and with a quarter of the training labels random."""
+    values = scale_of().model_dump()
+    values["datasets"]["digits_noisy"] = {"source": "digits", "train": 400, "label_noise": 0.25}
+    values["recipes"]["noisy"] = {**values["recipes"]["digits_mlp"], "dataset": "digits_noisy"}
+    values["panels"] |= {"clean": ["digits_mlp"], "both": ["digits_mlp", "noisy"]}
+    figures = {"clean": figure_of(panels="clean"), "both": figure_of(panels="both")}
+    project = project_of("tiny")
+    return project.model_copy(update={"scale": Scale.model_validate(values), "figures": figures})
+
+
+def test_a_caption_names_the_label_noise():
+    project = noisy_project()
+    sentence = " 25 % of the training labels of 'digits_noisy' are random; test labels are clean."
+    assert grid.described(project, "both").endswith(sentence)
+    assert "labels" not in grid.described(project, "clean")
+
+
+def test_two_datasets_of_one_source_have_files_and_settings_of_their_own():
+    project = noisy_project()
+    clean, noisy = (set(grid.dataset_files(project, recipe).values()) for recipe in ("digits_mlp", "noisy"))
+    assert len(clean) == len(noisy) == 3
+    assert not clean & noisy
+    assert grid.dataset_spec(project, "digits_noisy") == {
+        **grid.dataset_spec(project, "digits"),
+        "dataset": "digits_noisy",
+        "test": None,
+        "label_noise": 0.25,
+    }
+    assert grid.dataset_spec(project, "digits")["source"] == "digits"
+    one, other = (grid.train_spec(project.scale.recipes[r], CELL, range(2), []) for r in ("digits_mlp", "noisy"))
+    assert one != other
+
+
+def test_more_seeds_on_the_users_page_train_only_new_members():
+    few, many = (load_project({"scale": "tiny", "seeds": seeds}, ROOT / "config") for seeds in (2, 6))
+    assert {recipe.seeds_per_job for recipe in few.scale.recipes.values()} == {2}
+    for figure in (figure for figure in few.figures.values() if figure.grid):
+        before, after = (set(grid.training_jobs(figure, project.scale)) for project in (few, many))
+        assert after - before == {(cell, seeds) for cell, _ in before for seeds in (range(2, 4), range(4, 6))}
+        assert before < after
+    measured = grid.measurements(few)
+    assert measured == grid.measurements(many), "a cell that is there keeps its networks at the same times"
+    for dataset in few.scale.datasets:
+        assert grid.dataset_spec(few, dataset) == grid.dataset_spec(many, dataset)
+
+
+def test_the_scales_seeds_are_taken_where_the_users_page_has_none():
+    assert load_project({"scale": "tiny", "seeds": None}, ROOT / "config").scale.seeds == 2
+    assert load_project({"scale": "tiny", "seeds": 3}, ROOT / "config").scale.seeds == 3
 
 
 def test_a_table_depends_on_its_cells_and_seeds():

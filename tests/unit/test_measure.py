@@ -12,6 +12,7 @@ from dense_reference import NETWORKS, example
 from registry_examples import measured_on
 from scipy.optimize import brentq
 from scipy.stats import norm
+from specs import spec_in_memory
 from torch import nn
 
 from nme import batches, grid, parquet
@@ -156,7 +157,7 @@ def settings(quantities: dict[str, list[float]], **changes) -> dict:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    prepare({"dataset": "digits", "train": 50, "test": 20, "version": 1}, Places(), folder)
+    prepare(spec_in_memory("digits", 50, 20), Places(), folder)
     return folder / "manifest.json"
 
 

@@ -10,7 +10,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from dense_reference import NETWORKS, Dense, central_differences, example, flat, relative_error
+from dense_reference import NETWORKS, Dense, central_differences, example, flat, interpolating, relative_error
 
 from nme.activations import ACTIVATIONS
 from nme.methods import METHODS
@@ -37,21 +37,6 @@ def plain_gradient(model, batch):
     model = deepcopy(model)
     loss = torch.nn.functional.cross_entropy(model(batch.inputs), batch.labels)
     return torch.autograd.grad(loss, list(model.parameters()))
-
-
-def interpolating(network):
-    """A float32 GELU network that has learnt its batch, to a loss of 10⁻⁶."""
-    model, batch = example(network, GELU)
-    parameters = list(model.parameters())
-    for _ in range(2000):  # by the direction of the gradient, which does not shrink with the loss
-        gradient = plain_gradient(model, batch)
-        size = torch.cat([g.flatten() for g in gradient]).norm()
-        with torch.no_grad():
-            for p, g in zip(parameters, gradient, strict=True):
-                p -= 0.03 * g / size
-        if torch.nn.functional.cross_entropy(model(batch.inputs), batch.labels) < 1e-6:
-            return model.float(), Batch(batch.inputs.float(), batch.labels)
-    raise AssertionError("the network has not learnt its batch")
 
 
 def buffers(model):
@@ -102,7 +87,7 @@ class TestEveryMethod:
     @pytest.mark.parametrize("network", ["mlp", "cnn-1d"])
     def test_near_interpolation_float32_is_as_right_as_elsewhere(self, method, network):
         # With PyTorch's cross-entropy the directions are wrong by 1 to 40 % here.
-        model, batch = interpolating(network)
+        model, batch = interpolating(network, GELU)
         exact = deepcopy(model).double(), Batch(batch.inputs.double(), batch.labels)
         strength = 1e-3 if method.symbol == "σ²" else RHO / 10
         found, expected = (update(method, *case, strength) for case in ((model, batch), exact))

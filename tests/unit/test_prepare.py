@@ -9,18 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from specs import spec_in_memory
 
 from nme import batches
 from nme.datasets import DATASETS, Dataset, Places, Raw, Split
 from nme.errors import NmeError
-from nme.prepare import class_balanced, prepare
+from nme.prepare import class_balanced, prepare, with_label_noise
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 CPU = torch.device("cpu")
-
-
-def settings_of(dataset: str, train: int | None = None, test: int | None = None) -> dict:
-    return {"dataset": dataset, "train": train, "test": test, "version": 1}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -39,9 +36,12 @@ def message(function, *arguments) -> str:
 def prepared(request, tmp_path_factory) -> tuple[Dataset, Raw, Path]:
     """A dataset, what it is made of, and the folder where it was prepared whole."""
     folder = tmp_path_factory.mktemp("prepared") / "data"
-    prepare(settings_of(request.param), Places(), folder)
     dataset = DATASETS[request.param]()
-    return dataset, dataset.read(Places()), folder
+    raw = dataset.read(Places())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(dataset), "read", lambda self, places: raw)
+        prepare(spec_in_memory(request.param), Places(), folder)
+    return dataset, raw, folder
 
 
 # ---------------------------------------------------------- there and back
@@ -62,13 +62,13 @@ def test_what_is_read_back_is_what_was_there(prepared):
 
 def test_two_preparations_are_the_same_bytes(prepared, tmp_path):
     dataset, _, folder = prepared
-    prepare(settings_of(dataset.name), Places(), tmp_path)
+    prepare(spec_in_memory(dataset.name), Places(), tmp_path)
     assert contents(tmp_path) == contents(folder)
 
 
 def test_two_subsets_are_the_same_bytes(tmp_path):
     for name in ("one", "other"):
-        prepare(settings_of("digits", 100, 55), Places(), tmp_path / name)
+        prepare(spec_in_memory("digits", 100, 55), Places(), tmp_path / name)
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
 
@@ -96,7 +96,7 @@ def test_training_inputs_are_standardised_per_channel(tmp_path, monkeypatch):
                                          "counts": (60, 60),
                                          "read": lambda self, places: Raw(*splits, "here")})  # fmt: skip
     monkeypatch.setitem(DATASETS, "colour", colour)
-    prepare(settings_of("colour"), Places(), tmp_path)
+    prepare(spec_in_memory("colour"), Places(), tmp_path)
     train, test, _ = batches.load(tmp_path / "manifest.json", CPU)
     standardised = train.batch(torch.arange(60), "none", torch.Generator()).inputs.double().transpose(0, 1).flatten(1)
     torch.testing.assert_close(standardised.mean(1), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-6)
@@ -106,7 +106,7 @@ def test_training_inputs_are_standardised_per_channel(tmp_path, monkeypatch):
 
 
 def test_subsets_are_of_the_raw_data(tmp_path):
-    prepare(settings_of("digits", 100, 55), Places(), tmp_path)
+    prepare(spec_in_memory("digits", 100, 55), Places(), tmp_path)
     raw = DATASETS["digits"]().read(Places())
     train, test, manifest = batches.load(tmp_path / "manifest.json", CPU)
     for name, found, split, size in (("train", train, raw.train, 100), ("test", test, raw.test, 55)):
@@ -178,19 +178,72 @@ def test_no_use_is_made_of_a_global_stream(seed):
         np.random.set_state(state)  # noqa: NPY002
 
 
+# ------------------------------------------------------------ label noise
+
+
+@pytest.mark.parametrize("fraction", [0, 0.1, 0.5, 1])
+def test_a_fraction_of_the_labels_is_drawn_uniformly(fraction):
+    n, classes = 20_000, 10
+    labels = np.arange(n) % classes
+    noisy = with_label_noise(labels, fraction, classes)
+    wrong = fraction * (classes - 1) / classes  # the right label is drawn, too
+    deviation = (noisy != labels).mean() - wrong
+    assert abs(deviation) <= 5 * np.sqrt(wrong * (1 - wrong) / n)
+    per_class = np.bincount(noisy[noisy != labels], minlength=classes)
+    expected = wrong * n / classes
+    assert np.abs(per_class - expected).max() <= 5 * np.sqrt(expected)
+    shifts = np.bincount((noisy - labels)[noisy != labels] % classes, minlength=classes)[1:]
+    assert np.abs(shifts - wrong * n / (classes - 1)).max() <= 5 * np.sqrt(wrong * n / (classes - 1))
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=50), st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted))
+def test_a_larger_fraction_replaces_the_same_labels_and_more(labels, fractions):
+    labels = np.array(labels)
+    less, more, whole = (with_label_noise(labels, fraction, 5) for fraction in (*fractions, 1.0))
+    assert ((less == labels) | (less == more)).all()
+    assert ((more == labels) | (more == whole)).all()
+
+
+def test_a_noisy_dataset_differs_in_training_labels_only(tmp_path):
+    """And those are the same whatever the subset; the manifest says how many are wrong."""
+    raw = DATASETS["digits"]().read(Places())
+    noisy = with_label_noise(raw.train.labels, 0.4, 10)
+    for size in (None, 100):
+        spec = spec_in_memory("digits", size, 50, dataset="digits_noisy", label_noise=0.4)
+        prepare(spec, Places(), tmp_path)
+        chosen = class_balanced(raw.train.labels, size, 10, "")
+        tested = class_balanced(raw.test.labels, 50, 10, "")
+        train, test, manifest = batches.load(tmp_path / "manifest.json", CPU)
+        np.testing.assert_array_equal(train.inputs.numpy(), raw.train.inputs[chosen])
+        np.testing.assert_array_equal(train.labels.numpy(), noisy[chosen])
+        np.testing.assert_array_equal(test.inputs.numpy(), raw.test.inputs[tested])
+        np.testing.assert_array_equal(test.labels.numpy(), raw.test.labels[tested])
+        assert manifest["spec"] == spec
+        assert manifest["wrong_labels"] == (noisy != raw.train.labels)[chosen].sum() > 0.25 * len(chosen)
+
+
+def test_without_noise_no_label_is_wrong(manifest):
+    assert json.loads(manifest.read_text())["wrong_labels"] == 0
+
+
+def test_a_named_dataset_is_named_in_mistakes(tmp_path):
+    spec = spec_in_memory("digits", 10_000, dataset="digits_noisy")
+    assert "datasets.digits_noisy.train is 10000" in message(prepare, spec, Places(), tmp_path)
+
+
 # --------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(("key", "size"), [("train", 1000), ("test", 797)])
 def test_prepare_names_the_key_of_a_subset_that_is_too_large(tmp_path, key, size):
-    text = message(prepare, {**settings_of("digits", 10, 10), key: size}, Places(), tmp_path)
+    text = message(prepare, {**spec_in_memory("digits", 10, 10), key: size}, Places(), tmp_path)
     assert f"datasets.digits.{key} is {size} (allowed: up to " in text
     assert not (tmp_path / "manifest.json").exists(), "the manifest is last, so that none means not prepared"
     assert not list(tmp_path.glob(".partial*"))
 
 
 def test_prepare_names_the_dataset_that_is_not_there(tmp_path):
-    text = message(prepare, settings_of("fashion_mnist"), Places((tmp_path,)), tmp_path / "data")
+    text = message(prepare, spec_in_memory("fashion_mnist"), Places((tmp_path,)), tmp_path / "data")
     assert text.startswith("fashion_mnist: dataset not found")
     assert str(tmp_path) in text
     assert not (tmp_path / "data").exists()
@@ -201,12 +254,12 @@ def test_prepare_checks_what_a_dataset_reads(tmp_path, monkeypatch):
     good = digits().read(Places())
     bad = Raw(Split(good.train.inputs, np.zeros_like(good.train.labels)), good.test, "here")
     monkeypatch.setattr(digits, "read", lambda self, places: bad)
-    assert "train has 1 classes, expected 10" in message(prepare, settings_of("digits"), Places(), tmp_path)
+    assert "train has 1 classes, expected 10" in message(prepare, spec_in_memory("digits"), Places(), tmp_path)
 
 
 @pytest.fixture
 def manifest(tmp_path) -> Path:
-    prepare(settings_of("digits", 50, 20), Places(), tmp_path)
+    prepare(spec_in_memory("digits", 50, 20), Places(), tmp_path)
     return tmp_path / "manifest.json"
 
 
@@ -237,7 +290,7 @@ def test_a_missing_or_truncated_file_is_named(manifest, name, keep):
 
 
 def test_a_file_of_another_preparation_is_named(manifest, tmp_path):
-    prepare(settings_of("digits", 40, 20), Places(), tmp_path / "other")
+    prepare(spec_in_memory("digits", 40, 20), Places(), tmp_path / "other")
     (tmp_path / "other" / "train.arrow").replace(manifest.with_name("train.arrow"))
     text = message(batches.load, manifest, CPU)
     assert "train.arrow: is not the file that manifest.json describes; prepare the dataset again" in text
@@ -260,7 +313,7 @@ def test_reading_copies_nothing(manifest):
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real image data are not at {REAL}")
 def test_real_fashion_from_its_read_only_folder(tmp_path):
-    prepare(settings_of("fashion_mnist", 1000, 500), Places((REAL,)), tmp_path)
+    prepare(spec_in_memory("fashion_mnist", 1000, 500), Places((REAL,)), tmp_path)
     train, test, manifest = batches.load(tmp_path / "manifest.json", CPU)
     assert train.inputs.shape == (1000, 1, 28, 28)
     assert test.inputs.shape == (500, 1, 28, 28)

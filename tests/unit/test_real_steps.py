@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from specs import spec_in_memory
 
 from nme import batches
 from nme.config import Recipe
@@ -56,7 +57,7 @@ def folder(tmp_path_factory):
 def prepared(request, folder, tmp_path_factory):
     """A recipe, and its data as the prepare stage leaves them."""
     output = tmp_path_factory.mktemp(request.param)
-    spec = {"dataset": request.param, "train": None, "test": 100, "version": 1}
+    spec = spec_in_memory(request.param, test=100)
     spec |= {"short_side": 80, "quality": 90} if request.param == "imagenette" else {"train": 1200}
     prepare(spec, Places((folder,)), output, threads=2)
     settings = {"epochs": 1, "warmup_epochs": 0.2, "threads": 2, **RECIPES[request.param]}
@@ -90,7 +91,7 @@ def test_every_method_takes_steps(method, prepared):
     assert max(found) < 5  # chance is 2.3
 
 
-STORED = {"train": None, "test": None, "short_side": 64, "quality": 90, "version": 1}
+STORED = {"short_side": 64, "quality": 90}
 
 
 @pytest.mark.parametrize("harm", ["corrupt", "image", "class"])
@@ -108,7 +109,7 @@ def test_harm_to_imagenette_is_named(folder, tmp_path, harm):
         shutil.rmtree(where)
         expected = f"{where}: this class folder is missing"
     with pytest.raises(NmeError) as caught:
-        prepare({"dataset": "imagenette", **STORED}, Places((tmp_path,)), tmp_path / "out")
+        prepare(spec_in_memory("imagenette", **STORED), Places((tmp_path,)), tmp_path / "out")
     assert expected in str(caught.value)
     assert not (tmp_path / "out/manifest.json").exists()
 
@@ -119,7 +120,7 @@ def test_all_classes_of_imagenet_are_prepared(tmp_path):
     (tmp_path / "imagenet").mkdir()
     for split in ("train", "val"):
         (tmp_path / "imagenet" / split).symlink_to(tmp_path / "imagenet1k-one-per-class/val")
-    prepare({"dataset": "imagenet", **STORED}, Places((tmp_path,)), tmp_path / "out", threads=2)
+    prepare(spec_in_memory("imagenet", **STORED), Places((tmp_path,)), tmp_path / "out", threads=2)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert [split["per_class"] for split in manifest["splits"].values()] == [[1] * 1000] * 2
     train, _, _ = batches.load(tmp_path / "out/manifest.json", CPU, 64, 0)

@@ -17,7 +17,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as transforms
 
 from nme import batches, prepare_shards, streamed
-from nme.config import Recipe, input_shape
+from nme.config import Recipe, Scale
 from nme.datasets import DATASETS, Places
 from nme.errors import NmeError
 from nme.methods import METHODS
@@ -488,6 +488,12 @@ class TestMember:
 # ---------------------------------------------------------------- recipes
 
 
+def scale_with(**changes) -> Scale:
+    """A scale of one recipe, with a streamed dataset and two others."""
+    datasets = {"small": {"short_side": 24, "quality": 90}, "cifar10": {}, "mnist1d": {}}
+    return Scale(seeds=1, datasets=datasets, recipes={"r": SETTINGS | changes}, panels={}, axes={})
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -510,10 +516,11 @@ class TestMember:
 )
 def test_a_recipe_that_does_not_suit_the_dataset_is_one_sentence(changes, expected):
     with pytest.raises(ValueError, match="1 validation error") as caught:
-        Recipe(**SETTINGS | changes)
-    assert expected in str(caught.value)
+        scale_with(**changes)
+    assert f"recipes.r: {expected}" in str(caught.value)
 
 
 @pytest.mark.parametrize("augment", ["none", "resized_crop_flip"])
 def test_recipes_of_streamed_datasets_give_the_networks_input(augment):
-    assert input_shape(Recipe(**SETTINGS | {"augment": augment})) == (3, 16, 16)
+    scale = scale_with(augment=augment)
+    assert scale.input_shape(scale.recipes["r"]) == (3, 16, 16)

@@ -1,8 +1,10 @@
 """The loss along a line, by Taylor arithmetic, against dense Hessians; and what it has no rule for."""
 
+from copy import deepcopy
+
 import pytest
 import torch
-from dense_reference import NETWORKS, Dense, example, flat, relative_error
+from dense_reference import NETWORKS, Dense, example, flat, interpolating, relative_error
 from torch import nn
 
 from nme.activations import ACTIVATIONS
@@ -29,6 +31,20 @@ def test_is_the_quadratic_form_of_the_hessian(activation, network, batch_norm):
     assert relative_error(quadratic_form(model, batch, u), flat(u) @ hessian @ flat(u)) < 1e-10
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn-1d"])
+def test_near_interpolation_float32_gives_form_and_gradient(network):
+    model, batch = interpolating(network, GELU)
+    u = direction(model)
+
+    def form_and_gradient(dtype):
+        cast = deepcopy(model).to(dtype)
+        form = quadratic_form(cast, Batch(batch.inputs.to(dtype), batch.labels), [t.to(dtype) for t in u])
+        return form, flat(torch.autograd.grad(form, list(cast.parameters())))
+
+    for found, expected in zip(form_and_gradient(torch.float32), form_and_gradient(torch.float64), strict=True):
+        assert relative_error(found, expected) < 1e-5
 
 
 def test_layers_are_themselves_again_after_an_error():

@@ -97,8 +97,9 @@ def test_a_learning_rate_retrains_the_cells_of_its_recipe(done):
     assert "recipe=mnist1d_cnn" not in text
 
 
-def test_one_more_seed_trains_only_new_members(done):
-    done.edit("config/scales/tiny.yaml", lambda scale: scale.update(seeds=3))
+@pytest.mark.parametrize("page", ["config/scales/tiny.yaml", "config/config.yaml"])
+def test_one_more_seed_trains_only_new_members(done, page):
+    done.edit(page, lambda values: values.update(seeds=3))
     expected = trained_again(lambda cell: True)  # one new job for the one job that a cell had
     assert done.planned("all") == expected
     text = done.run("snakemake", "-n", "--config", "scale=tiny", "--", "all")
@@ -146,8 +147,9 @@ def test_running_it_elsewhere_or_otherwise_reruns_nothing(done):
     assert done.planned("all") == {}
 
 
-def test_a_smaller_dataset_prepares_and_trains_again(done):
-    done.edit("config/scales/tiny.yaml", lambda scale: scale["datasets"]["digits"].update(test=100))
+@pytest.mark.parametrize("change", [{"test": 100}, {"label_noise": 0.2}], ids=["smaller", "label noise"])
+def test_another_dataset_is_prepared_and_trained_on_again_alone(done, change):
+    done.edit("config/scales/tiny.yaml", lambda scale: scale["datasets"]["digits"].update(change))
     assert done.planned("all") == {"prepare": 1, **trained_again(lambda cell: cell.recipe == "digits_mlp")}
 
 

@@ -48,7 +48,9 @@ def figures_of_kind(*kinds):
 
 def dataset_names(streamed):
     scale = PROJECT.scale
-    return "|".join(n for n in scale.datasets if scale.dataset_kind(n).streamed == streamed)
+    names = [n for n in scale.datasets if scale.dataset_kind(n).streamed == streamed]
+    # Snakemake takes an empty constraint for none; this one is no dataset's name.
+    return "|".join(names) or "-"
 
 
 def recipe_of(wildcards):
