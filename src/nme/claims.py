@@ -11,8 +11,8 @@ trace at the end of the training instead, in percent of tr G + |tr N| of the sam
 
     mean    their mean is one effect
     trend   one effect: the change from the first to the last cell on the line fitted over their ranks
-    each    one effect per cell; all must be as expected (intersection-union), one that is not speaks against (Bonferroni)
-    any     one effect per cell; one must be as expected (Bonferroni), all must fail to speak against
+    each    one effect per cell: all must be as expected (intersection-union); against: any of them (Bonferroni)
+    any     one effect per cell: one must be as expected (Bonferroni); against: all of them (intersection-union)
 
 **Tests.** With δ the smallest effect of interest (``smallest_effect``, in the unit of the effect), the hypothesis whose
 rejection speaks for an expectation, and the one whose rejection speaks against it:
@@ -24,22 +24,23 @@ rejection speaks for an expectation, and the one whose rejection speaks against 
 
 Effects without any spread over the seeds decide nothing.
 
-**Divergence** is an outcome of its own. A seed in which a member of the effect diverged leaves the t-test. The plus side
-is the cells with positive weight, the minus side those with negative weight; a side counts a seed if any of its members
-diverged. Where a member diverged and both sides have as many cells, Fisher's exact test compares the counts, and twice
-the smaller p value of the two tests counts, in each direction. It is one-sided for ``positive`` and ``not negative``
-(diverging less is better), otherwise two-sided. The remaining accuracies then decide nothing in favour of the side that
-diverged more often, nor do they show similarity where the two-sided test of the counts is significant at 5 %.
+**Divergence** is an outcome of its own. A seed in which a member of the effect diverged leaves the t-test. The plus
+side is the cells with positive weight, the minus side those with negative weight. A side counts a seed if any of its
+members diverged. Where a member diverged and both sides have the same number of cells, Fisher's exact test compares the
+counts. In each direction the effect's p is then twice the smaller p of the two tests. Fisher's test is one-sided for
+``positive`` and ``not negative`` (diverging less is better), otherwise two-sided. The remaining accuracies decide
+nothing in favour of the side that diverged more often. They show no similarity where the two-sided test of the counts
+is significant at 5 %.
 
-**Verdicts** are per claim and recipe, for recipes that all contrasts of the claim have. A claim is *supported* on a
+**Verdicts** are per claim and recipe, for the recipes that all contrasts of the claim have. A claim is *supported* on a
 recipe if all its contrasts are as expected: its p is the largest of theirs. It is *not supported* if the data speak
-against any of them: its p is the least of theirs times their number. Both are at 5 %, corrected by Holm's method for all
-pairs of a claim and a recipe. Otherwise it is *inconclusive*. The probability of any wrong verdict in favour is at most
-5 %, and that of any wrong verdict against is, too, so together at most 10 %. Simultaneous intervals share out the 5 % in
-the same way: all lower ends hold together with 95 %, and all upper ends do.
+against any of them: its p is the least of theirs times their number. Both are at 5 %, corrected by Holm's method for
+all pairs of a claim and a recipe. Otherwise it is *inconclusive*. The probability of any wrong verdict in favour is at
+most 5 %, and that of any wrong verdict against is at most 5 %, so together at most 10 %. Simultaneous intervals divide
+the 5 % in the same way: all lower ends hold together with 95 %, and all upper ends do.
 
 **Choose the number of seeds before you look.** Adding seeds until a verdict appears is optional stopping, and the error
-rates above no longer hold. Results are conditional on one test set per dataset, whose noise no interval contains.
+rates above no longer hold. Results are conditional on one test set per dataset: no interval contains its noise.
 """
 
 import html

@@ -362,8 +362,8 @@ class Landscape(Closed):
 class Contrast(Closed):
     """A difference of test accuracies, in points: the sum of ``plus`` minus the sum of ``minus``.
 
-    A term is ``activation/method/axis``: a cell for each strength of that axis; or ``activation/sgd``. A comma separates
-    alternatives, as in ``relu,gelu/sam/rho``: a cell for each. ``sgd,grad_norm`` puts plain SGD before the strengths.
+    A term is ``activation/method/axis``: a cell for each strength of that axis; or ``activation/sgd``. A comma
+    separates alternatives, as in ``relu,gelu/sam/rho``: a cell for each. ``sgd,grad_norm`` puts plain SGD first.
     """
 
     name: str = Field(description="What the difference is, for the table.")
@@ -378,9 +378,9 @@ class Contrast(Closed):
     )
     over: Literal["mean", "each", "any", "trend"] | None = Field(
         None,
-        description="How the cells of its terms enter. mean: averaged. each: every cell by itself, all as expected. any:"
-        " every cell by itself, one as expected. trend: the fitted change from the first to the last strength or β."
-        " null: mean, or each if similar or different is expected.",
+        description="How the cells of its terms enter. mean: averaged. each: all cells, each by itself, are as"
+        " expected. any: one cell is. trend: the fitted change from the first to the last strength or β. null: mean;"
+        " each if similar or different is expected.",
     )
 
     @model_validator(mode="after")

@@ -340,7 +340,8 @@ def _paired(terms: dict[str, list[list]], over: str) -> dict[str, list[list]]:
     lengths = sorted({len(term) for term in every} - {1})
     if over in ("each", "any") and len(lengths) > 1:
         raise NmeError(
-            f"over is '{over}', but its terms have {' and '.join(map(str, lengths))} cells (allowed: the same number, or 1)"
+            f"over is '{over}', but its terms have {' and '.join(map(str, lengths))} cells"
+            " (allowed: the same number, or 1)"
         )
     if over != "trend":
         return terms

@@ -4,6 +4,7 @@ Nothing here knows a table or a configuration: the functions take arrays with on
 a member of that seed diverged.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -106,6 +107,7 @@ def _with_divergence(p: float, against: float, expect: str, diverged: Diverged) 
     )
 
 
+@cache
 def fisher(plus: int, minus: int, seeds: int, alternative: str) -> float:
     """The p value of Fisher's exact test of ``plus`` of ``seeds`` against ``minus`` of ``seeds``.
 
