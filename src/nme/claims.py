@@ -140,7 +140,8 @@ def readers_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _line(row: object) -> str:
     unit = "points" if row.unit == "points" else "%"
-    parts = [f"{row.effect:+.1f} {unit}", f" at {row.cell}" if row.cell else ""]
+    effect = f"{row.effect:+.1f} {unit}" if np.isfinite(row.effect) else "no pair of seeds without divergence"
+    parts = [effect, f" at {row.cell}" if row.cell else ""]
     if np.isfinite(row.low):
         parts += [f" [{row.low:+.1f}, {row.high:+.1f}]"]
         parts += [f" {{{row.low_simultaneous:+.1f}, {row.high_simultaneous:+.1f}}}"]

@@ -186,7 +186,9 @@ def test_those_that_are_left_do_not_speak_for_the_side_that_diverged_more():
 
 def test_those_that_are_left_show_no_similarity_where_counts_differ():
     values = np.array([0.01, -0.01, 0.0, 0.02])
-    assert judge(values, "similar", DELTA, Diverged(1, 0, 8))["p"] == pytest.approx(judge(values, "similar", DELTA)["p"])
+    assert judge(values, "similar", DELTA, Diverged(1, 0, 8))["p"] == pytest.approx(
+        judge(values, "similar", DELTA)["p"]
+    )
     assert judge(values, "similar", DELTA, Diverged(6, 0, 8))["p"] == 1
     assert judge(values, "different", DELTA, Diverged(6, 0, 8))["p_against"] == 1
 
@@ -278,7 +280,9 @@ def test_a_simultaneous_interval_shows_no_verdict_that_holm_does_not_reach(value
         favoured = [low > -DELTA and high < DELTA for low, high in ends]
     else:
         opposed = [low > -DELTA and high < DELTA for low, high in ends]
-        favoured = [(low > 0 or high < 0) and abs(e["effect"]) >= DELTA for (low, high), e in zip(ends, found, strict=True)]
+        favoured = [
+            (low > 0 or high < 0) and abs(e["effect"]) >= DELTA for (low, high), e in zip(ends, found, strict=True)
+        ]
     needed_for, needed_against = (any, all) if over == "any" else (all, any)
     if needed_for(favoured):
         assert family * p <= 0.05 * (1 + 1e-9)
