@@ -113,7 +113,7 @@ def test_pairing_is_by_seed_and_not_by_the_order_of_rows():
 
 
 def test_a_randomisation_test_agrees():
-    """Flipping the signs of the paired differences in all ways: an independent p value, for a clear and for no effect."""
+    """Flip the signs of the paired differences in all ways: an independent p value, for a clear effect and for none."""
     random = np.random.default_rng(3)
     for shift in (0.8, 0.0):
         values = random.normal(shift, 1, 12)

@@ -423,7 +423,8 @@ def test_every_shipped_claim_is_about_trainings_of_its_figure(scale):
         spec = grid.claims_spec(project, name)
         assert [claim["number"] for claim in spec["claims"]] == [claim.number for claim in figure.claims.list]
         of_table = {grid.table_path(project, f): f for f, figure in project.figures.items() if figure.grid}
-        for claim, contrast in ((claim, c) for claim in spec["claims"] for c in claim["contrasts"]):
+        pairs = [(claim, contrast) for claim in spec["claims"] for contrast in claim["contrasts"]]
+        for claim, contrast in pairs:
             assert contrast["table"] in grid.sources(project, name)
             about = of_table[contrast["table"]]
             recipes = project.scale.panels[project.figures[about].grid.panels]
