@@ -382,10 +382,10 @@ class Landscape(Closed):
 
 
 class Contrast(Closed):
-    """A difference of mean test accuracies, in points: the sum of ``plus`` minus the sum of ``minus``.
+    """A difference of test accuracies, in points: the sum of ``plus`` minus the sum of ``minus``.
 
-    A term is ``activation/method/axis``: the mean over all strengths of that axis; or ``activation/sgd``. A comma
-    separates alternatives over which the mean is taken too, as in ``relu,gelu/sam/rho``.
+    A term is ``activation/method/axis``: a cell for each strength of that axis; or ``activation/sgd``. A comma
+    separates alternatives, as in ``relu,gelu/sam/rho``: a cell for each. ``sgd,grad_norm`` puts plain SGD first.
     """
 
     name: str = Field(description="What the difference is, for the table.")
@@ -398,6 +398,12 @@ class Contrast(Closed):
     expect: Literal["positive", "similar", "different", "not negative"] = Field(
         description="What the claim says of it."
     )
+    over: Literal["mean", "each", "any", "trend"] | None = Field(
+        None,
+        description="How the cells of its terms enter. mean: averaged. each: all cells, each by itself, are as"
+        " expected. any: one cell is. trend: the fitted change from the first to the last strength or β. null: mean;"
+        " each if similar or different is expected.",
+    )
 
     @model_validator(mode="after")
     def _some_term(self) -> "Contrast":
@@ -405,9 +411,22 @@ class Contrast(Closed):
             raise ValueError("give a term in 'plus' or 'minus'")
         return self
 
+    @model_validator(mode="after")
+    def _similar_is_each(self) -> "Contrast":
+        if self.expect in ("similar", "different") and self.over not in (None, "each"):
+            raise ValueError(f"over is '{self.over}' (allowed with expect '{self.expect}': each)")
+        return self
+
+
+class SmallestEffect(Closed):
+    """Smallest effects of interest, δ: smaller ones do not count as a difference."""
+
+    points: PositiveFloat = Field(1, description="Of accuracies, in points.")
+    percent: PositiveFloat = Field(5, description="Of traces, in percent of tr G + |tr N|.")
+
 
 class Claim(Closed):
-    """One claim of the paper; it holds if all its contrasts are as expected."""
+    """One claim of the paper; it holds on a recipe if all its contrasts are as expected there."""
 
     number: Count = Field(description="Its number in the paper's list.")
     says: str = Field(description="The claim, in a sentence.")
@@ -418,7 +437,7 @@ class Claim(Closed):
 class Claims(Closed):
     """The claims, and what counts as a difference."""
 
-    smallest_effect: PositiveFloat = Field(description="Smallest effect of interest, in accuracy points.")
+    smallest_effect: SmallestEffect = Field(SmallestEffect(), description="Smallest effects of interest.")
     list: Annotated[list[Claim], Field(min_length=1, description="The claims, in the order of the table.")]
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from itertools import product
 
 from nme.activations import ACTIVATIONS
-from nme.config import AXIS_IN_NAME, Contrast, Figure, Project, Recipe, Scale
+from nme.config import AXIS_IN_NAME, Claim, Contrast, Figure, Project, Recipe, Scale
 from nme.errors import NmeError, unknown
 from nme.methods import METHODS
 from nme.registry import number
 
 # Raise a stage's number when its results change for the same settings: Snakemake then makes them again.
-STAGE_VERSION = {"prepare": 2, "train": 5, "measure": 2, "landscape": 2, "tables": 1, "claims": 3, "plot": 4}
+STAGE_VERSION = {"prepare": 2, "train": 5, "measure": 2, "landscape": 2, "tables": 1, "claims": 4, "plot": 5}
 
 
 DATASET_FILES = {"train": "train.arrow", "test": "test.arrow", "manifest": "manifest.json"}
@@ -248,7 +248,7 @@ def table_spec(project: Project, name: str) -> dict:
 
 
 def term_cells(project: Project, figure: str, term: str) -> list[tuple[str, str, str]]:
-    """The (activation, method, strength) that a term of a contrast is the mean over, in any recipe of the figure.
+    """The (activation, method, strength) that a term of a contrast stands for, each once, in any recipe of the figure.
 
     A term is ``activation/method/axis`` or ``activation/sgd``; a comma separates alternatives.
 
@@ -272,30 +272,46 @@ def term_cells(project: Project, figure: str, term: str) -> list[tuple[str, str,
         if cell not in there:
             raise NmeError(f"'{term}': {figure} has no training {cell.activation}/{cell.method}/{cell.strength}")
         found.append((cell.activation, cell.method, cell.strength))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def claims_spec(project: Project, name: str) -> dict:
     """What decides the claims table, besides the tables it is made from.
 
     Raises:
-        NmeError: a claim's figure is not there, has no grid, or lacks a training that a contrast names.
+        NmeError: a claim's figure is not there, has no grid, or lacks a training that a contrast names; the terms of a
+            contrast do not pair up; two claims have the same number; or no recipe has all contrasts of a claim.
     """
     claims = project.figures[name].claims
+    numbers = [claim.number for claim in claims.list]
+    twice = [n for n in numbers if numbers.count(n) > 1]
+    if twice:
+        raise NmeError(f"claims: number {twice[0]} is given to more than one claim (each needs its own)")
     return {
         "scale": project.config.scale,
-        "smallest_effect": claims.smallest_effect,
+        "smallest_effect": claims.smallest_effect.model_dump(),
         "claims": [
             {
                 "number": claim.number,
                 "says": claim.says,
                 "figure": claim.figure,
                 "contrasts": [_contrast_spec(project, c.figure or claim.figure, c) for c in claim.contrasts],
+                "recipes": _recipes(project, claim),
             }
             for claim in claims.list
         ],
         "version": STAGE_VERSION["claims"],
     }
+
+
+def _recipes(project: Project, claim: Claim) -> list[str]:
+    """The recipes that all contrasts of a claim have, in the order of the first one's panels."""
+    figures = [project.figures[contrast.figure or claim.figure] for contrast in claim.contrasts]
+    panels = [project.scale.panels[figure.grid.panels] for figure in figures]
+    found = [recipe for recipe in panels[0] if all(recipe in others for others in panels)]
+    if not found:
+        raise NmeError(f"claims: claim {claim.number}: its contrasts have no recipe in common (allowed: one or more)")
+    return found
 
 
 def _contrast_spec(project: Project, figure: str, contrast: Contrast) -> dict:
@@ -309,14 +325,59 @@ def _contrast_spec(project: Project, figure: str, contrast: Contrast) -> dict:
         if figure not in able:
             raise NmeError(unknown("figure with traces" if traced else "figure with accuracies", figure, able))
         terms = {side: [term_cells(project, figure, t) for t in getattr(contrast, side)] for side in ("plus", "minus")}
+        over = contrast.over or ("each" if contrast.expect in ("similar", "different") else "mean")
+        terms = _paired(terms, over)
         trace = None
         if traced:
             last = max(float(at) for at in project.scale.axes[grids[figure].measure.at])
             trace = {"operator": contrast.trace, "at": last}
     except NmeError as error:
         raise NmeError(f"claims: contrast '{contrast.name}': {error}") from None
-    described = {"name": contrast.name, "expect": contrast.expect, "trace": trace}
+    described = {"name": contrast.name, "expect": contrast.expect, "over": over, "trace": trace}
     return {**described, "table": table_path(project, figure), **terms}
+
+
+def _paired(terms: dict[str, list[list]], over: str) -> dict[str, list[list]]:
+    """The terms of a contrast, after a check that their cells pair up; for a trend in ascending order.
+
+    Raises:
+        NmeError: their numbers of cells differ and are not 1; or a trend is not over one axis, the same for all terms.
+    """
+    every = [term for side in terms.values() for term in side]
+    lengths = sorted({len(term) for term in every} - {1})
+    if over in ("each", "any") and len(lengths) > 1:
+        raise NmeError(
+            f"over is '{over}', but its terms have {' and '.join(map(str, lengths))} cells"
+            " (allowed: the same number, or 1)"
+        )
+    if over != "trend":
+        return terms
+    positions = {tuple(sorted(_positions(term))) for term in every}
+    if len(positions) > 1:
+        raise NmeError(
+            "over is 'trend', but its terms are over different values (allowed: the same axis for all terms)"
+        )
+    return {side: [[cell for _, cell in sorted(_positions(t).items())] for t in own] for side, own in terms.items()}
+
+
+def _positions(term: list[tuple[str, str, str]]) -> dict[float, tuple[str, str, str]]:
+    """The cells of a term of a trend by their strength, or by the one parameter of their activation that varies."""
+    activations = [ACTIVATIONS.parse(activation) for activation, _, _ in term]
+    methods = {method for _, method, strength in term if strength != "0"}
+    by_strength = {float(cell[2]): cell for cell in term}
+    found: dict[float, tuple[str, str, str]] = {}
+    if len(set(map(str, activations))) == 1 and len(methods) <= 1:
+        found = by_strength
+    elif len({a.name for a in activations}) == 1 and len(by_strength) == 1 and len({cell[1] for cell in term}) == 1:
+        varying = [key for key in activations[0].values if len({a.values[key] for a in activations}) > 1]
+        if len(varying) == 1:
+            found = {float(a.values[varying[0]]): cell for a, cell in zip(activations, term, strict=True)}
+    if len(found) != len(term) or len(term) < 2:
+        text = ", ".join("/".join(cell) for cell in term)
+        raise NmeError(
+            f"over is 'trend', but a term is {text} (allowed: two or more strengths, or two or more values of β)"
+        )
+    return found
 
 
 def plot_spec(project: Project, name: str) -> dict:

@@ -218,7 +218,7 @@ def test_three_files_with_the_scale_and_the_version(tmp_path, name):
 
 DRAWN = [
     *((scale, name, "every loss finite") for scale in SCALES for name in PROJECT.figures),
-    *(("laptop", name, "some diverged") for name in [*CURVES, *MEASURED]),
+    *(("laptop", name, "some diverged") for name in [*CURVES, *MEASURED, *CLAIMS]),
 ]
 
 
@@ -511,15 +511,46 @@ def test_every_contrast_of_the_claims_has_its_interval(name):
     axes = figure.axes[1]
     drawn = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_ydata()[0] == line.get_ydata()[1]]
     intervals = sorted(tuple(line.get_xdata()) for line in drawn if line.get_color() != "0.85")
-    assert intervals == sorted(zip(table["low"], table["high"], strict=True))
+    ends = [*zip(table["low"], table["high"], strict=True)]
+    ends += zip(table["low_simultaneous"], table["high_simultaneous"], strict=True)
+    assert intervals == sorted(ends)
+    points = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    assert sorted(line.get_xdata()[0] for line in points) == sorted(table["effect"])
+    assert len({line.get_ydata()[0] for line in points}) == len(table), "none is over another"
+    shapes = {line.get_xdata()[0]: line.get_marker() for line in points}
+    of_recipes = [{shapes[effect] for effect in own["effect"]} for _, own in table.groupby("recipe")]
+    assert all(len(own) == 1 for own in of_recipes), "one shape per recipe"
+    assert len(set.union(*of_recipes)) == table["recipe"].nunique()
+    colours = {line.get_xdata()[0]: line.get_color() for line in points}
+    of_verdicts = [{colours[effect] for effect in own["effect"]} for _, own in table.groupby("verdict")]
+    assert all(len(own) == 1 for own in of_verdicts), "one colour per verdict"
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     for contrast in table["contrast"]:
         assert contrast in texts
     for says in table["says"].unique():
         assert any(says == text.replace("\n", " ") for text in texts)
-    counts = table.drop_duplicates("claim")["verdict"].value_counts()
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert set(legend) == {f"{v} ({counts.get(v, 0)})" for v in ("supported", "not supported", "inconclusive")}
+    counts = table.drop_duplicates(["claim", "recipe"])["verdict"].value_counts()
+    legend = {text.get_text() for text in figure.legends[0].get_texts()} - {" "}
+    verdicts = {f"{v} ({counts.get(v, 0)})" for v in ("supported", "not supported", "inconclusive")}
+    assert legend == verdicts | set(table["panel"])
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_claims_show_how_many_diverged(name):
+    table, figure, _ = shown("laptop", name, "some diverged")
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    lost = table[table["diverged_plus"] + table["diverged_minus"] > 0]
+    assert len(lost) > 5
+    for row in lost.itertuples():
+        assert any(text.endswith(f" ⨯{row.diverged_plus}:{row.diverged_minus}") for text in texts)
+    assert sum("⨯" in text for text in texts) == len(lost)
+    assert "⨯: seeds with a diverged member" in footer(figure)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_claims_of_any_divergence_draw(case):
+    figure, _ = look_into(PROJECT, "claims", table_of(PROJECT, "claims", case))
+    drawn_texts(figure, dpi=50)
 
 
 @pytest.mark.parametrize("name", CLAIMS)

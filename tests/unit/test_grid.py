@@ -13,6 +13,7 @@ from registry_examples import numbers_for
 from nme import grid
 from nme.activations import ACTIVATIONS
 from nme.config import Figure, Project, Scale, load_project
+from nme.contrasts import effects_of
 from nme.datasets import DATASETS
 from nme.errors import NmeError
 from nme.measure import QUANTITIES
@@ -426,16 +427,21 @@ def test_every_shipped_claim_is_about_trainings_of_its_figure(scale):
         spec = grid.claims_spec(project, name)
         assert [claim["number"] for claim in spec["claims"]] == [claim.number for claim in figure.claims.list]
         of_table = {grid.table_path(project, f): f for f, figure in project.figures.items() if figure.grid}
-        for contrast in (c for claim in spec["claims"] for c in claim["contrasts"]):
+        pairs = [(claim, contrast) for claim in spec["claims"] for contrast in claim["contrasts"]]
+        for claim, contrast in pairs:
             assert contrast["table"] in grid.sources(project, name)
             about = of_table[contrast["table"]]
             recipes = project.scale.panels[project.figures[about].grid.panels]
+            assert claim["recipes"]
+            assert set(claim["recipes"]) <= set(recipes)
             terms = [*contrast["plus"], *contrast["minus"]]
             assert terms
             assert all(terms), "a mean over something"
             paths = {f"{r}/{a}/{m}/{s}" for r in recipes for term in terms for a, m, s in term}
             assert paths <= set(grid.table_spec(project, about)["cells"])
             assert contrast["plus"] != contrast["minus"]
+            assert all(effect.weights for effect in effects_of(contrast))
+            assert contrast["over"] == "each" or contrast["expect"] not in ("similar", "different")
             measured = project.figures[about].measure
             assert bool(contrast["trace"]) == bool(measured), "accuracies are in the table of a figure without measure"
 
@@ -444,6 +450,7 @@ TERMS = {
     "gelu/sgd": [("gelu", "sgd", "0")],
     "gelu/grad_norm/rho_few": [("gelu", "sgd", "0"), ("gelu", "grad_norm", "0.1")],
     "relu,gelu/sam/rho_small": [("relu", "sam", "0.2"), ("gelu", "sam", "0.2")],
+    "gelu/sgd,grad_norm/rho": [("gelu", "sgd", "0"), ("gelu", "grad_norm", "0.1"), ("gelu", "grad_norm", "0.2")],
     "gelu/grad_norm,sam/rho_small": [("gelu", "grad_norm", "0.2"), ("gelu", "sam", "0.2")],
     "beta_gelu-beta={beta}/sam/rho_small": [(f"beta_gelu-beta={b}", "sam", "0.2") for b in (2, 4)],
     "gelu/hessian_trace-k={probes}/rho_small": [("gelu", "hessian_trace", "0.2"), ("gelu", "hessian_trace-k=3", "0.2")],
@@ -498,7 +505,7 @@ def with_claim(project: Project, figure: str = "fig0", of: str | None = None, **
     contrast = {"name": "GELU − ReLU", "plus": ["gelu/sgd"], "minus": ["relu/sgd"], "expect": "similar", "figure": of}
     contrast |= changes
     claim = {"number": 3, "says": "It does.", "figure": figure, "contrasts": [contrast]}
-    claims = Figure(kind="claims", title="", caption="", claims={"smallest_effect": 2, "list": [claim]})
+    claims = Figure(kind="claims", title="", caption="", claims={"smallest_effect": {"points": 2}, "list": [claim]})
     return project.model_copy(update={"figures": {**project.figures, "claims": claims}})
 
 
@@ -543,6 +550,7 @@ def test_settings_of_claims(compared):
     contrast = {
         "name": "GELU − ReLU",
         "expect": "similar",
+        "over": "each",
         "trace": None,
         "table": "results/tiny/tables/fig0.parquet",
         "plus": [[("gelu", "sgd", "0")]],
@@ -550,10 +558,102 @@ def test_settings_of_claims(compared):
     }
     assert spec == {
         "scale": "tiny",
-        "smallest_effect": 2,
-        "claims": [{"number": 3, "says": "It does.", "figure": "fig0", "contrasts": [contrast]}],
+        "smallest_effect": {"points": 2, "percent": 5},
+        "claims": [
+            {
+                "number": 3,
+                "says": "It does.",
+                "figure": "fig0",
+                "contrasts": [contrast],
+                "recipes": ["mnist1d_cnn", "digits_mlp"],
+            }
+        ],
         "version": grid.STAGE_VERSION["claims"],
     }
+
+
+@pytest.mark.parametrize(
+    ("expect", "over", "found"),
+    [
+        ("positive", None, "mean"),
+        ("not negative", None, "mean"),
+        ("similar", None, "each"),
+        ("different", None, "each"),
+        ("positive", "any", "any"),
+        ("similar", "each", "each"),
+    ],
+)
+def test_how_strengths_enter(compared, expect, over, found):
+    spec = grid.claims_spec(with_claim(compared, expect=expect, over=over), "claims")
+    assert spec["claims"][0]["contrasts"][0]["over"] == found
+
+
+def trend(*terms: str, **more) -> dict:
+    return {"plus": [terms[0]], "minus": [*terms[1:]], "expect": "positive", "over": "trend", **more}
+
+
+def test_a_trend_is_in_ascending_order(compared):
+    axes = {**AXES, "rho": [0.2, 0, 0.1], "beta": [4, 2]}
+    project = project_with(figure_of(**MANY), **axes)
+    (claim,) = grid.claims_spec(with_claim(project, **trend("gelu/sam/rho", "relu/sgd,grad_norm/rho")), "claims")[
+        "claims"
+    ]
+    assert [cell[2] for cell in claim["contrasts"][0]["plus"][0]] == ["0", "0.1", "0.2"]
+    assert [cell[1] for cell in claim["contrasts"][0]["minus"][0]] == ["sgd", "grad_norm", "grad_norm"]
+    (claim,) = grid.claims_spec(with_claim(project, **trend("beta_gelu-beta={beta}/sam/rho_small")), "claims")["claims"]
+    assert [cell[0] for cell in claim["contrasts"][0]["plus"][0]] == ["beta_gelu-beta=2", "beta_gelu-beta=4"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"plus": ["gelu/sam/rho"], "minus": ["relu,gelu/sam/rho_few"], "over": "each"},
+         "over is 'each', but its terms have 3 and 4 cells (allowed: the same number, or 1)"),
+        ({"plus": ["gelu/sam/rho"], "minus": ["gelu/sam/rho_few"], "over": "any", "expect": "positive"},
+         "over is 'any', but its terms have 2 and 3 cells"),
+        (trend("gelu/sam/rho", "gelu/sam/rho_few"), "over is 'trend', but its terms are over different values"),
+        (trend("gelu/sam/rho_small"), "a term is gelu/sam/0.2 (allowed: two or more strengths"),
+        (trend("gelu/sam/rho", "relu/sgd"), "a term is relu/sgd/0 (allowed: two or more strengths"),
+        (trend("relu,gelu/sam/rho"), "but a term is relu/sgd/0, relu/sam/0.1,"),
+        (trend("relu,gelu/sam/rho_small"), "but a term is relu/sam/0.2, gelu/sam/0.2"),
+        (trend("gelu/sam,grad_norm/rho"), "but a term is gelu/sgd/0, gelu/sam/0.1,"),
+        (trend("beta_gelu-beta={beta}/sam/rho_few"), "but a term is beta_gelu-beta=2/sgd/0,"),
+    ],
+)  # fmt: skip
+def test_terms_that_do_not_pair_up_are_one_message(compared, changes, part):
+    with pytest.raises(NmeError) as caught:
+        grid.claims_spec(with_claim(compared, **changes), "claims")
+    assert "claims: contrast 'GELU − ReLU': " in str(caught.value)
+    assert part in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def claims_of(project: Project, *claims: dict) -> Project:
+    figure = Figure(kind="claims", title="", caption="", claims={"list": list(claims)})
+    return project.model_copy(update={"figures": {**project.figures, "claims": figure}})
+
+
+CONTRAST = {"name": "x", "plus": ["gelu/sgd"], "minus": ["relu/sgd"], "expect": "positive"}
+
+
+def test_a_claim_is_about_the_recipes_that_all_its_contrasts_have():
+    one = figure_of(**MANY)
+    one = one.model_copy(update={"grid": one.grid.model_copy(update={"panels": "one"})})
+    other = one.model_copy(update={"grid": one.grid.model_copy(update={"panels": "slow"})})
+    project = project_with(figure_of(**MANY), one, other, **AXES)
+    panels = {**project.scale.panels, "slow": ["mnist1d_cnn_small_lr"]}
+    project = project.model_copy(update={"scale": project.scale.model_copy(update={"panels": panels})})
+    claim = {"number": 1, "says": "x", "figure": "fig0", "contrasts": [CONTRAST, {**CONTRAST, "figure": "fig1"}]}
+    assert grid.claims_spec(claims_of(project, claim), "claims")["claims"][0]["recipes"] == ["mnist1d_cnn"]
+    claim["contrasts"] = [*claim["contrasts"], {**CONTRAST, "figure": "fig2"}]
+    with pytest.raises(NmeError, match="claims: claim 1: its contrasts have no recipe in common"):
+        grid.claims_spec(claims_of(project, claim), "claims")
+
+
+def test_claims_have_numbers_of_their_own(compared):
+    claim = {"number": 4, "says": "x", "figure": "fig0", "contrasts": [CONTRAST]}
+    with pytest.raises(NmeError, match="claims: number 4 is given to more than one claim"):
+        grid.claims_spec(claims_of(compared, claim, claim), "claims")
 
 
 def test_a_contrast_may_be_of_another_figure(compared):

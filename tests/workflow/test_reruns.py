@@ -182,7 +182,7 @@ def test_how_it_is_measured_retrains_nothing(done):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda claims: claims.update(smallest_effect=2),
+        lambda claims: claims["smallest_effect"].update(points=2),
         lambda claims: claims["list"].pop(0),
         lambda claims: claims["list"][0].update(says="Something else."),
         lambda claims: claims["list"][0]["contrasts"][0].update(expect="positive"),
