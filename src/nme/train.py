@@ -1,8 +1,8 @@
 """Train stage: the members of one cell, one after the other, and their metrics per epoch.
 
 Training loss and accuracy are means over the steps of an epoch, each taken in the step's own forward pass, before its
-update (so with augmentation, if the recipe has it). Test loss and accuracy are taken after every ``test_epochs`` epochs and
-after the last one, in eval mode. A final accuracy is that of the last epoch: the test set chooses nothing.
+update (so with augmentation, if the recipe has it). Test loss and accuracy are taken in eval mode, after every
+``test_epochs`` epochs and after the last one. A final accuracy is that of the last epoch: the test set chooses nothing.
 
 Several processes may share a training (``nme.processes``): each takes its part of every batch and of the test set, all
 have the same network, and the first one keeps the records.
