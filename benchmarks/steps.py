@@ -25,9 +25,21 @@ from typing import NamedTuple
 
 from page import PAGE, ROOT, markdown_table, milliseconds, processor, replace_section
 
-CNN_RECIPES = {"CNN, 1-d": "mnist1d_cnn", "CNN, 2-d": "digits_cnn"}  # of the scale laptop
 RECIPES = {
     "MLP": {"dataset": "fashion_mnist", "model": {"name": "mlp", "widths": [256, 256]}, "batch_size": 128},
+    "CNN, 1-d": {
+        "dataset": "mnist1d",
+        "model": {"name": "cnn", "channels": [32, 32, 32], "kernel": 5, "stride": 2},
+        "batch_size": 100,
+        "weight_decay": 5e-4,
+    },
+    "CNN, 2-d": {
+        "dataset": "digits",
+        "model": {"name": "cnn", "channels": [16, 32], "kernel": 3, "stride": 2},
+        "batch_size": 50,
+        "weight_decay": 5e-4,
+        "channels_last": True,
+    },
     "WideResNet-16-2": {
         "dataset": "cifar10",
         "model": {"name": "wide_resnet", "depth": 16, "widen": 2},
@@ -66,18 +78,13 @@ def member_of(network: str, variant: str = "eager"):
     import torch
 
     from nme.batches import Data
-    from nme.config import Recipe, Scale, check, read_yaml
+    from nme.config import Recipe, check
     from nme.datasets import DATASETS
     from nme.methods import METHODS
     from nme.train import Job, Member
 
-    if network in CNN_RECIPES:
-        scale = check(Scale, read_yaml(ROOT / "config" / "scales" / "laptop.yaml"), "laptop")
-        recipe = scale.recipes[CNN_RECIPES[network]]
-        settings, shape = recipe.model_dump(), scale.input_shape(recipe)
-    else:
-        settings = RECIPES[network]
-        shape = SHAPES.get(network, DATASETS[settings["dataset"]].shape)
+    settings = RECIPES[network]
+    shape = SHAPES.get(network, DATASETS[settings["dataset"]].shape)
     settings = {**settings, "epochs": 1000, "learning_rate": LEARNING_RATE, **VARIANTS[variant]}
     recipe = check(Recipe, settings, network)
     torch.manual_seed(0)
