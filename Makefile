@@ -13,7 +13,7 @@ CONFIG = $(if $(SCALE),--config scale=$(SCALE)) --
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) $(CONFIG)
 REPORT = results/$(or $(SCALE),$(shell sed -n 's/^scale: *//p' config/config.yaml))/report.html
 
-.PHONY: figures all report test lint bench image lock schemas clean
+.PHONY: figures all report publish test lint bench image lock schemas clean
 
 figures: .venv/installed
 	$(SNAKEMAKE) figures
@@ -21,6 +21,13 @@ figures: .venv/installed
 all report: .venv/installed
 	$(SNAKEMAKE) all
 	$(BIN)/snakemake --report $(REPORT) $(CONFIG) all
+
+# keep the claims and the plotted numbers of the figures that were drawn last, for docs/science.md
+publish: KEPT = docs/results/$(notdir $(patsubst %/,%,$(dir $(REPORT))))
+publish:
+	mkdir -p $(KEPT)
+	cp $(dir $(REPORT))claims.md $(KEPT)
+	find figures -name '*.csv' ! -name fig1.csv -exec cp {} $(KEPT) \;
 
 test: .venv/installed-dev
 	$(BIN)/pytest $(PYTEST)

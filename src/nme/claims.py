@@ -138,6 +138,31 @@ def readers_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table at a glance: one row per claim, one column per recipe with the effects, 95 % intervals and the verdict.
+
+    Args:
+        rows: ``decide``'s.
+    """
+    recipes = rows.drop_duplicates("recipe")[["recipe", "panel"]]
+    found = []
+    for number, claim in rows.groupby("claim", sort=False):
+        line = {"claim": f"{number}. {claim['says'].iloc[0]}"}
+        for recipe, panel in recipes.itertuples(index=False):
+            own = claim[claim["recipe"] == recipe]
+            title = panel if (recipes["panel"] == panel).sum() == 1 else recipe
+            effects = "; ".join(_short(r) for r in own.itertuples())
+            line[html.escape(title)] = f"<b>{own['verdict'].iloc[0]}</b><br>{effects}" if len(own) else "–"
+        found.append(line)
+    return pd.DataFrame(found)
+
+
+def _short(row: object) -> str:
+    unit = "" if row.unit == "points" else " %"
+    interval = f" [{row.low:+.1f}, {row.high:+.1f}]" if np.isfinite(row.low) else ""
+    return f"{row.effect:+.1f}{unit}{interval}" if np.isfinite(row.effect) else "no pair of seeds"
+
+
 def _line(row: object) -> str:
     unit = "points" if row.unit == "points" else "%"
     effect = f"{row.effect:+.1f} {unit}" if np.isfinite(row.effect) else "no pair of seeds without divergence"
@@ -166,11 +191,13 @@ def write_claims(spec: dict, output: Path) -> None:
     paths = {contrast["table"] for claim in spec["claims"] for contrast in claim["contrasts"]}
     tables = {path: parquet.read(Path(path))[0].to_pandas() for path in paths}
     rows = decide(spec, tables)
-    table, note = readers_table(rows), _note(spec, rows)
+    summary, table, note = summary_table(rows), readers_table(rows), _note(spec, rows)
     with atomic(output.with_suffix(".md")) as path:
-        path.write_text(f"# Claims\n\n{note}\n\n{_markdown(table)}", encoding="utf-8")
+        text = f"# Claims\n\n{note}\n\n{_markdown(summary)}\n## Effects\n\n{_markdown(table)}"
+        path.write_text(text, encoding="utf-8")
     with atomic(output.with_suffix(".html")) as path:
-        page = f"<style>{_CSS}</style><h1>Claims</h1><p>{note}</p>{table.to_html(index=False, escape=False, border=0)}"
+        parts = [part.to_html(index=False, escape=False, border=0) for part in (summary, table)]
+        page = f"<style>{_CSS}</style><h1>Claims</h1><p>{note}</p>{'<h2>Effects</h2>'.join(parts)}"
         path.write_text(f'<!doctype html><meta charset="utf-8"><title>Claims</title>{page}\n', encoding="utf-8")
     record = provenance(spec, time.monotonic() - began)
     parquet.write(pa.Table.from_pandas(rows, preserve_index=False), output, record)

@@ -228,7 +228,7 @@ def test_three_files_are_written(outputs):
 def test_the_markdown_has_a_row_per_claim_and_a_line_per_recipe(outputs):
     folder, rows, _ = outputs
     text = (folder / "claims.md").read_text()
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    lines = [line for line in text.split("## Effects")[1].splitlines() if line.startswith("|")]
     columns = lines[0].count("|")
     assert all(line.count("|") == columns for line in lines), "a table"
     assert set(lines[1]) <= {"|", "-", " "}
@@ -252,12 +252,25 @@ def test_the_markdown_has_a_row_per_claim_and_a_line_per_recipe(outputs):
         assert part in text
 
 
+def test_a_summary_comes_first(outputs):
+    folder, rows, _ = outputs
+    summary = (folder / "claims.md").read_text().split("## Effects")[0]
+    body = [line.strip("|").split(" | ") for line in summary.splitlines() if line.startswith("| ")]
+    assert [cell.strip() for cell in body[0]] == ["claim", "Panel one", "Panel other"]
+    assert [line[0].strip() for line in body[2:]] == ["1. Claim 1.", "7. Claim 7.", "9. Claim 9.", "10. Claim 10."]
+    r = rows.iloc[0]
+    assert body[2][1] == f"<b>supported</b><br>{r.effect:+.1f} [{r.low:+.1f}, {r.high:+.1f}]"
+    assert body[2][2].startswith("<b>not supported</b><br>")
+    assert body[3][1].count(";") == 1, "two contrasts"
+    assert body[5][2].strip() == "–", "a claim that was not tried on a recipe"
+
+
 def test_the_page_says_the_same(outputs):
     folder, *_ = outputs
     page = (folder / "claims.html").read_text()
     for part in ("Claim 1.", "Claim 7.", "Claim 9.", "not supported on Panel other", "inconclusive", "Scale tiny"):
         assert part in page
-    assert page.count("<tr") == 1 + 4
+    assert page.count("<tr") == 2 * (1 + 4)
     assert not re.search(r"<(script|link|img)", page), "one file"
 
 
