@@ -678,8 +678,8 @@ def train_settings(**changes) -> str:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"learning_rate": 0.06}, {"epochs": 4}, {"batch_size": 32}, {"momentum": 0.8}, {"weight_decay": 0},
-     {"warmup_epochs": 1}, {"threads": 2}, {"augment": "crop_flip"}, {"dataset": "mnist1d"},
+    [{"learning_rate": 0.06}, {"epochs": 4}, {"test_epochs": 2}, {"batch_size": 32}, {"momentum": 0.8},
+     {"weight_decay": 0}, {"warmup_epochs": 1}, {"threads": 2}, {"augment": "crop_flip"}, {"dataset": "mnist1d"},
      {"micro_batch": 8}, {"micro_batch": 8, "processes": 2}, {"precision": "bf16"}, {"channels_last": True},
      {"compile": True}, {"dataset": "imagenette", "resolution": 32},
      {"model": {"name": "mlp", "widths": [17]}},

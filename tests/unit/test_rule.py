@@ -29,8 +29,8 @@ def truths(contrasts: list[tuple[str, str, int]], favour: bool) -> list[list[flo
     """The effects for which a wrong verdict is most likely; None is one that is known to be as expected.
 
     For a wrong 'supported' one effect is where its expectation just fails, and all others are clearly as expected;
-    where one effect is enough, all of them just fail. For a wrong 'not supported' all just hold; where all have to fail, one
-    just holds and the others clearly fail.
+    where one effect is enough, all of them just fail. For a wrong 'not supported' all just hold; where all have to
+    fail, one just holds and the others clearly fail.
     """
     found = []
     for i, (expect, over, number) in enumerate(contrasts):

@@ -368,6 +368,16 @@ class TestMember:
         assert (rows[5]["test_loss"], rows[5]["test_accuracy"]) == member.evaluate()
         assert member.rows == [rows[2], rows[5]]
 
+    def test_is_tested_every_few_epochs_and_after_the_last(self):
+        every, seldom = (Member(cell(epochs=5, test_epochs=epochs), 0) for epochs in (1, 2))
+        rows = [[row for row in steps(member, 15) if row] for member in (every, seldom)]
+        for always, sometimes in zip(*rows, strict=True):
+            tested = sometimes["epoch"] in (2, 4, 5)
+            for key in set(always) - {"seconds"}:
+                expected = always[key] if tested or not key.startswith("test_") else None
+                assert sometimes[key] == expected
+            assert always["test_accuracy"] is not None
+
     def test_is_finished_after_its_epochs(self):
         member = Member(cell(), 0)
         finished = [member.finished for _ in range(9) if member.advance() or True]

@@ -25,8 +25,10 @@ def test_every_figure_is_planned_at_every_scale(project, scale):
 def test_a_figure_is_a_target_and_wants_only_its_own_cells(project):
     planned = project.planned("figures/fig2.pdf", scale="laptop")
     scale = yaml.safe_load((ROOT / "config/scales/laptop.yaml").read_text())
-    cells = 2 * 2 * len(scale["axes"]["rho"])  # recipes × activations × ρ; one job trains all seeds of a cell
-    assert planned == {"prepare": 2, "train": cells, "tables": 1, "plot": 1}
+    recipes = scale["panels"]["all"]
+    datasets = {scale["recipes"][recipe]["dataset"] for recipe in recipes}
+    cells = len(recipes) * 2 * len(scale["axes"]["rho"])  # activations: 2; one job trains all seeds of a cell
+    assert planned == {"prepare": len(datasets), "train": cells, "tables": 1, "plot": 1}
 
 
 def test_the_slurm_profile_plans_the_papers_scale_on_gpus(project):
