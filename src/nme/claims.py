@@ -27,8 +27,9 @@ Effects without any spread over the seeds decide nothing.
 **Divergence** is an outcome of its own. A seed in which a member of the effect diverged leaves the t-test. The plus
 side is the cells with positive weight, the minus side those with negative weight. A side counts a seed if any of its
 members diverged. Where a member diverged and both sides have the same number of cells, Fisher's exact test compares the
-counts. In each direction the effect's p is then twice the smaller p of the two tests. Fisher's test is one-sided for
-``positive`` and ``not negative`` (diverging less is better), otherwise two-sided. The remaining accuracies decide
+counts. Where a difference in divergence speaks in the direction that is tested, the effect's p is twice the smaller p of
+the two tests. Fisher's test is one-sided for ``positive`` and ``not negative`` (diverging less is better), otherwise
+two-sided. The remaining accuracies decide
 nothing in favour of the side that diverged more often. They show no similarity where the two-sided test of the counts
 is significant at 5 %.
 
@@ -159,8 +160,9 @@ def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _short(row: object) -> str:
     unit = "" if row.unit == "points" else " %"
+    chosen = f" at {row.cell}" if row.cell else ""
     interval = f" [{row.low:+.1f}, {row.high:+.1f}]" if np.isfinite(row.low) else ""
-    return f"{row.effect:+.1f}{unit}{interval}" if np.isfinite(row.effect) else "no pair of seeds"
+    return f"{row.effect:+.1f}{unit}{interval}{chosen}" if np.isfinite(row.effect) else "no pair of seeds"
 
 
 def _line(row: object) -> str:

@@ -146,7 +146,9 @@ class Config(Closed):
         "cpu", description="Where to train. auto: a GPU if there is one, else the CPU."
     )
     seeds: Count | None = Field(
-        None, description="Members per cell, instead of the scale's number; more of them train only new members."
+        None,
+        description="Members per cell, instead of the scale's number; in multiples of seeds_per_job, more of"
+        " them train only new members.",
     )
 
 

@@ -322,7 +322,7 @@ def gauss_newton_form_gradient(model: nn.Module, batch: Batch, clean: Gradient, 
     def of_part(part: Batch) -> list[Tensor]:
         jacobian = _jacobian(model, part, clean)
         ju = jacobian.along(vector, keep_graph=True)
-        form = softmax_hessian_form(jacobian.logits, ju).mean()
+        form = (ju * softmax_hessian_product(jacobian.logits, ju)).sum() / len(ju)
         return list(torch.autograd.grad(form, clean.parameters, retain_graph=True, materialize_grads=True))
 
     return mean_over_parts(batch, of_part)
@@ -343,24 +343,13 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     float32 a tenth of the gradient is rounding.
 
     Args:
-        logits: z, (b, C), float32 or wider.
+        logits: z, (b, C), float32 or wider. Infinite ones are not seen: +∞ at the label gives a loss of 0.
         labels: y, (b,).
     """
     label = labels[:, None]
     others = logits.scatter(1, label, -torch.inf).logsumexp(1)
     # Beyond its threshold softplus is linear; at PyTorch's 20 that is off by 2·10⁻⁹.
     return functional.softplus(others - logits.gather(1, label)[:, 0], threshold=80).mean()
-
-
-def softmax_hessian_form(logits: Tensor, vector: Tensor) -> Tensor:
-    """v_iᵀ(∇²_z ℓ_i)v_i for cross-entropy: the variance of v under p = softmax(z), shape (B,).
-
-    Σ p v² − (Σ p v)², with v relative to its entry at the likeliest class, so that neither this nor its derivatives
-    cancel near interpolation.
-    """
-    p = logits.softmax(1)
-    vector = vector - vector.gather(1, logits.argmax(1, keepdim=True))
-    return (p * vector.square()).sum(1) - (p * vector).sum(1).square()
 
 
 def softmax_hessian_product(logits: Tensor, vector: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch.nn import functional
 from nme.activations import Activation
 from nme.errors import NmeError
 from nme.models.layers import Activate
-from nme.products import Batch, logits_of, softmax_hessian_form
+from nme.products import Batch, logits_of, softmax_hessian_product
 
 LINEAR = (nn.Flatten, nn.Identity, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 
@@ -106,7 +106,7 @@ def quadratic_form(model: nn.Module, batch: Batch, vector: list[Tensor]) -> Tens
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _taylor_layers(model, {id(p): u for p, u in zip(parameters, vector, strict=True)}):
         z = logits_of(model, Taylor(batch.inputs))
-    curved = softmax_hessian_form(z.value, z.first).sum()
+    curved = (z.first * softmax_hessian_product(z.value, z.first)).sum()
     if z.second is not None:
         # ⟨softmax(z) − onehot(y), z''⟩, without the label's p_y − 1, which cancels near interpolation.
         label = batch.labels[:, None]

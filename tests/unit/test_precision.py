@@ -44,9 +44,11 @@ def test_directions_in_bf16_are_those_in_fp32(method, name):
     """The documented bound: a cosine of 0.99 at least."""
     model, batch = network(name)
     low = batch._replace(inputs=batch.inputs.bfloat16())
-    # The median of three: one drawn label may come out differently where its random number is at a boundary.
-    cases = [[direction(method, model, b, seed=seed) for b in (low, batch)] for seed in range(3)]
-    found, expected = sorted(cases, key=lambda case: torch.cosine_similarity(*case, dim=0).item())[1]
+    # A drawn label may come out differently where its random number is at a boundary: the median of three.
+    seeds = range(3) if method.name == "gauss_newton_trace" else range(1)
+    cases = [[direction(method, model, b, seed=seed) for b in (low, batch)] for seed in seeds]
+    cases.sort(key=lambda case: torch.cosine_similarity(*case, dim=0).item())
+    found, expected = cases[len(cases) // 2]
     assert found.dtype == torch.float32
     assert torch.cosine_similarity(found, expected, dim=0) > 0.99
     assert 0.95 < found.norm() / expected.norm() < 1.05

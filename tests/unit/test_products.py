@@ -16,7 +16,6 @@ from nme.products import (
     hessian_product,
     norm,
     pairing,
-    softmax_hessian_form,
 )
 
 GELU = ACTIVATIONS.parse("gelu")
@@ -202,29 +201,6 @@ class TestCrossEntropy:
         found, expected = (with_derivatives(cross_entropy, z, labels) for z in (logits, logits.double()))
         for f, e in zip(found, expected, strict=True):
             torch.testing.assert_close(f.double(), e, rtol=1e-6, atol=1e-30)
-
-
-class TestSoftmaxHessianForm:
-    @staticmethod
-    def textbook(logits, vector):
-        p = logits.softmax(1)
-        return torch.einsum("bc,bcd,bd->b", vector, torch.diag_embed(p) - p[:, :, None] * p[:, None, :], vector)
-
-    @staticmethod
-    def with_gradients(form, logits, vector):
-        logits, vector = logits.clone().requires_grad_(), vector.clone().requires_grad_()
-        found = form(logits, vector)
-        return [found, *torch.autograd.grad(found.sum(), [logits, vector])]
-
-    @pytest.mark.parametrize(("near", "tolerance"), [(False, 1e-13), (True, 1e-6)], ids=["far", "interpolating"])
-    def test_is_the_quadratic_form_with_its_gradients(self, near, tolerance):
-        logits, _ = interpolated()
-        (vector,) = random_like([logits])
-        if not near:
-            logits, vector = (logits % 3).double(), vector.double()
-        exact = self.with_gradients(self.textbook, logits.double(), vector.double())
-        for found, expected in zip(self.with_gradients(softmax_hessian_form, logits, vector), exact, strict=True):
-            assert relative_error(found.double(), expected) < tolerance
 
 
 class TestPairing:
