@@ -119,7 +119,7 @@ def dependence(r: float, low: float, high: float, settings: int) -> str:
     """The sentence of the map about one contrast.
 
     >>> dependence(0.62, 0.08, 0.88, 14)
-    'rank correlation with the share +0.62 [+0.08, +0.88], 14 settings: rises with the share'
+    'rank correlation with the share +0.62 [+0.08, +0.88], 14 settings: rises'
     >>> dependence(float("nan"), float("nan"), float("nan"), 2)
     'rank correlation with the share: not defined for 2 settings'
     """
@@ -128,7 +128,7 @@ def dependence(r: float, low: float, high: float, settings: int) -> str:
         return f"rank correlation with the share: not defined for {number}"
     if np.isnan(low):
         return f"rank correlation with the share {r:+.2f} (no interval), {number}".replace("-", "−")
-    verdict = "rises with the share" if low > 0 else "falls with the share" if high < 0 else "no dependence shown"
+    verdict = "rises" if low > 0 else "falls" if high < 0 else "unclear"
     return f"rank correlation with the share {r:+.2f} [{low:+.2f}, {high:+.2f}], {number}: {verdict}".replace("-", "−")
 
 
