@@ -319,7 +319,7 @@ def map_spec(project: Project, name: str) -> dict:
     beforehand: the best of several would be too large, and more so where seeds differ more.
 
     Raises:
-        NmeError: a claim is unknown, wrong or about traces; the figure of the shares does not measure them, on that
+        NmeError: a claim is unknown, wrong, about traces or about similarity; the figure of the shares does not measure them, on that
             activation, during training; or a claim has no recipe in common with it.
     """
     wanted, scale = project.figures[name].map, project.scale
@@ -383,11 +383,15 @@ def _mapped_claim(project: Project, claim: Claim, recipes: list[str]) -> dict:
     """A claim of the map, on those of its recipes that have shares."""
     if any(contrast.trace for contrast in claim.contrasts):
         raise NmeError(f"map.claims: claim {claim.number} is about traces (allowed: claims about accuracies)")
+    aimless = [contrast.expect for contrast in claim.contrasts if contrast.expect in ("similar", "different")]
+    if aimless:
+        raise NmeError(f"map.claims: claim {claim.number} expects '{aimless[0]}' (allowed: positive, not negative)")
     contrasts = []
     for contrast in claim.contrasts:
         found = _contrast_spec(project, contrast.figure or claim.figure, contrast)
         found |= {"figure": PurePath(found.pop("table")).stem}
         found |= {"over": "trend" if found["over"] == "trend" else "mean"}
+        del found["expect"]  # nothing is tested
         contrasts.append(found)
     common = [recipe for recipe in recipes if recipe in _recipes(project, claim)]
     if not common:

@@ -79,7 +79,7 @@ def _heading(axes: Axes, own: pd.DataFrame) -> None:
     first = own.iloc[0]
     contrast = first["contrast"]
     if first["over"] == "mean" and first["cells"] > 1:
-        contrast += f" (mean over {first["cells"]} trainings)"
+        contrast += f" (mean over {first['cells']} trainings)"
     for what in ("effect", "share"):
         missing = own.loc[own[what].isna(), "setting"].astype(str)
         contrast += f"; no {what}: {', '.join(missing)}" if len(missing) else ""
