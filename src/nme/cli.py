@@ -180,7 +180,7 @@ def claims(
 def effects_map(
     spec: Spec,
     output: Output,
-    tables: Annotated[list[Path], typer.Argument(help="Tables of the figures that it is made from, as FIGURE.parquet.")],
+    tables: Annotated[list[Path], typer.Argument(help="Tables of the figures it is made from, each FIGURE.parquet.")],
 ) -> None:
     """Set the effects of claims on each recipe against the share of the NME in the penalty's update."""
     from nme.map import write_map

@@ -319,8 +319,8 @@ def map_spec(project: Project, name: str) -> dict:
     beforehand: the best of several would be too large, and more so where seeds differ more.
 
     Raises:
-        NmeError: a claim is unknown, wrong, about traces or about similarity; the figure of the shares does not measure them, on that
-            activation, during training; or a claim has no recipe in common with it.
+        NmeError: a claim is unknown, wrong, about traces or about similarity; the figure of the shares does not measure
+            them, on that activation, during training; or a claim has no recipe in common with it.
     """
     wanted, scale = project.figures[name].map, project.scale
     try:
@@ -498,7 +498,7 @@ def described(project: Project, name: str) -> str:
     figure, scale = project.figures[name], project.scale
     if figure.map:
         titles = [recipe["title"] for recipe in map_spec(project, name)["recipes"].values()]
-        settings = "; ".join(f"{i}, {title}" for i, title in enumerate(titles, 1))
+        settings = "; ".join(f"({i}) {title}" for i, title in enumerate(titles, 1))
         return f"Settings: {settings}. {scale.seeds} seed{'s' if scale.seeds > 1 else ''}."
     if not figure.grid:
         return ""

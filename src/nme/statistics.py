@@ -209,8 +209,8 @@ def verdicts(p: list[float], against: list[float]) -> list[tuple[float, float, s
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     """Spearman's rank correlation of pairs with its 95 % interval.
 
-    The interval is Fisher's: atanh(r) has the standard error √((1 + r²/2)/(n − 3)) of Bonett and Wright (2000). It takes
-    the pairs as independent.
+    The interval is Fisher's: atanh(r) has the standard error √((1 + r²/2)/(n − 3)) of Bonett and Wright (2000). It
+    takes the pairs as independent.
 
     Args:
         x: one number per pair.

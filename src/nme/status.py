@@ -75,7 +75,7 @@ def status(project: Project, device: str, root: Path = Path()) -> list[Progress]
 
 
 def _jobs(project: Project, name: str, estimate: Estimate, root: Path) -> dict[str, Job]:
-    """The figure's jobs by their outputs; those of the claims and of the map are those of the figures that they read."""
+    """The figure's jobs by their outputs; those of the claims and the map are those of the figures they read."""
     figure, scale = project.figures[name], project.config.scale
     if figure.claims or figure.map:
         read = [_jobs(project, n, estimate, root) for n in grid.figures_read(project, name)]

@@ -197,14 +197,17 @@ def test_claims_are_decided_and_drawn_again_alone(done, change):
     assert done.planned("all") == {"claims": 1, "plot": 1}
 
 
-def test_a_claim_of_the_map_and_the_smallest_effect_change_the_map_too(done):
-    changes = (
+@pytest.mark.parametrize(
+    "change",
+    [
         lambda claims: claims["smallest_effect"].update(points=2),
         lambda claims: claims["list"][1].update(says="Something else."),
-    )
-    for change in changes:
-        done.edit("config/figures/claims.yaml", lambda figure: change(figure["claims"]))
-        assert done.planned("all") == {"claims": 1, "map": 1, "plot": 2}
+    ],
+    ids=["smallest effect", "words"],
+)
+def test_what_the_map_shows_of_the_claims_changes_the_map_too(done, change):
+    done.edit("config/figures/claims.yaml", lambda figure: change(figure["claims"]))
+    assert done.planned("all") == {"claims": 1, "map": 1, "plot": 2}
 
 
 def test_the_map_is_made_again_alone(done):
