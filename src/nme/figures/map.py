@@ -20,7 +20,8 @@ LINEAR = 5
 PANEL, HEADING, LEGEND_LINE = 2.1, 1.05, 0.27  # heights in cm
 NUMBER_SIZE, NUMBER_FAR = 4.5, 6  # points; those further from their point have a line to it
 # Where a point's number may be: distances from it and angles, in the order of preference.
-PLACES = [(r, a) for r in (3, 4, 5.5, 7.5, 10, 13, 17, 22) for a in (45, 135, 315, 225, 90, 270, 0, 180)]
+ANGLES = (45, 135, 315, 225, 90, 270, 0, 180, 22, 158, 338, 202, 67, 113, 247, 293)
+PLACES = [(distance, angle) for distance in (3, 4, 5.5, 7.5, 10, 13, 17, 22, 28, 35, 44, 55) for angle in ANGLES]
 
 
 def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
@@ -144,7 +145,7 @@ def _number(axes: Axes, own: pd.DataFrame, looks: dict[str, dict]) -> None:
     for row, (x, y) in zip(points.itertuples(), centres, strict=True):
         lost = f"⨯{row.diverged_plus}:{row.diverged_minus}" if row.diverged_plus or row.diverged_minus else ""
         text = f"{row.setting}{lost}"
-        width, height = 0.68 * NUMBER_SIZE * len(text) + 0.5, 1.3 * NUMBER_SIZE
+        width, height = 0.7 * NUMBER_SIZE * len(text) + 0.5, 1.5 * NUMBER_SIZE
         best = None
         for distance, angle in PLACES:
             dx = np.cos(np.radians(angle)) * (distance + width / 2)
