@@ -176,6 +176,18 @@ def claims(
     write_claims(_settings(spec, "scale", "smallest_effect", "claims"), output)
 
 
+@app.command("map")
+def effects_map(
+    spec: Spec,
+    output: Output,
+    tables: Annotated[list[Path], typer.Argument(help="Tables of the figures it is made from, each FIGURE.parquet.")],
+) -> None:
+    """Set the effects of claims on each recipe against the share of the NME in the penalty's update."""
+    from nme.map import write_map
+
+    write_map(_settings(spec, "scale", "smallest_effect", "claims", "shares", "recipes"), tables, output)
+
+
 @app.command()
 def plot(
     spec: Spec,

@@ -443,6 +443,19 @@ class Claims(Closed):
     list: Annotated[list[Claim], Field(min_length=1, description="The claims, in the order of the table.")]
 
 
+class Map(Closed):
+    """Effects of claims over the recipes of a scale, against the share of the NME in the penalty's update.
+
+    A setting of the map is a recipe that the figures of its claims and the figure of its shares have in common.
+    """
+
+    claims: Annotated[list[Count], Field(min_length=1), Names] = Field(
+        description="Numbers of claims about accuracies; a panel per contrast."
+    )
+    shares: Identifier = Field(description="The figure that measures update_shares of plain SGD.")
+    activation: _registered(ACTIVATIONS) = Field("gelu", description="The activation whose shares are taken.")
+
+
 class Figure(Closed):
     """One figure: what it compares, how it is drawn and captioned.
 
@@ -459,11 +472,12 @@ class Figure(Closed):
     measure: Measured | None = Field(None, description="What is measured on the grid's networks.")
     landscape: Landscape | None = Field(None, description="An exact landscape it is made of.")
     claims: Claims | None = Field(None, description="Claims about the other figures' trainings.")
+    map: Map | None = Field(None, description="Effects of claims over recipes, against shares of the NME.")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Figure":
-        if sum(source is not None for source in (self.grid, self.landscape, self.claims)) != 1:
-            raise ValueError("give exactly one of 'grid', 'landscape' and 'claims'")
+        if sum(source is not None for source in (self.grid, self.landscape, self.claims, self.map)) != 1:
+            raise ValueError("give exactly one of 'grid', 'landscape', 'claims' and 'map'")
         for key in ("curves", "measure"):
             if getattr(self, key) and not self.grid:
                 raise ValueError(f"'{key}' needs 'grid'")

@@ -6,15 +6,16 @@ path of a result is its identity, so two figures that ask for the same cell shar
 
 from dataclasses import dataclass
 from itertools import product
+from pathlib import PurePath
 
 from nme.activations import ACTIVATIONS
-from nme.config import AXIS_IN_NAME, Claim, Contrast, Figure, Project, Recipe, Scale
+from nme.config import AXIS_IN_NAME, Claim, Contrast, Figure, Map, Project, Recipe, Scale
 from nme.errors import NmeError, unknown
 from nme.methods import METHODS
 from nme.registry import number
 
 # Raise a stage's number when its results change for the same settings: Snakemake then makes them again.
-STAGE_VERSION = {"prepare": 2, "train": 5, "measure": 2, "landscape": 2, "tables": 1, "claims": 4, "plot": 5}
+STAGE_VERSION = {"prepare": 2, "train": 5, "measure": 2, "landscape": 2, "tables": 1, "claims": 4, "map": 1, "plot": 5}
 
 
 DATASET_FILES = {"train": "train.arrow", "test": "test.arrow", "manifest": "manifest.json"}
@@ -155,19 +156,26 @@ def sources(project: Project, name: str) -> list[str]:
     figure, scale = project.figures[name], project.config.scale
     if figure.landscape:
         return [f"results/{scale}/landscape/{name}.parquet"]
-    if figure.claims:
-        read = [c.figure or claim.figure for claim in figure.claims.list for c in claim.contrasts]
-        return [table_path(project, n) for n in dict.fromkeys(read)]
+    if figure.claims or figure.map:
+        return [table_path(project, n) for n in figures_read(project, name)]
     path = measured_path if figure.measure else metrics_path
     return [path(scale, cell, seeds) for cell, seeds in training_jobs(figure, project.scale)]
 
 
+def figures_read(project: Project, name: str) -> list[str]:
+    """Names of the figures whose tables the claims or the map read; empty for other figures."""
+    figure = project.figures[name]
+    claims = figure.claims.list if figure.claims else _claims_of_map(project, name) if figure.map else []
+    read = [contrast.figure or claim.figure for claim in claims for contrast in claim.contrasts]
+    return list(dict.fromkeys([*read, *([figure.map.shares] if figure.map else [])]))
+
+
 def table_path(project: Project, name: str) -> str:
-    """What a figure is drawn from: its table, the landscape itself, or the claims."""
+    """What a figure is drawn from: its table, the landscape itself, the claims, or the map."""
     figure = project.figures[name]
     if figure.landscape:
         return sources(project, name)[0]
-    if figure.claims:
+    if figure.claims or figure.map:
         return f"results/{project.config.scale}/{name}.parquet"
     return f"results/{project.config.scale}/tables/{name}.parquet"
 
@@ -304,6 +312,93 @@ def claims_spec(project: Project, name: str) -> dict:
     }
 
 
+def map_spec(project: Project, name: str) -> dict:
+    """What decides the map, besides the tables it is made from.
+
+    A contrast that is tested cell by cell (``over`` each or any) enters with the mean over its cells, which are chosen
+    beforehand: the best of several would be too large, and more so where seeds differ more.
+
+    Raises:
+        NmeError: a claim is unknown, wrong, about traces or about similarity; the figure of the shares does not measure
+            them, on that activation, during training; or a claim has no recipe in common with it.
+    """
+    wanted, scale = project.figures[name].map, project.scale
+    try:
+        recipes = _recipes_with_shares(project, wanted)
+        claims = [_mapped_claim(project, claim, recipes) for claim in _claims_of_map(project, name)]
+    except NmeError as error:
+        raise NmeError(f"{name}: {error}") from None
+    used = {recipe for claim in claims for recipe in claim["recipes"]}
+    smallest = next(f.claims for f in project.figures.values() if f.claims).smallest_effect
+    return {
+        "scale": project.config.scale,
+        "smallest_effect": smallest.points,
+        "claims": claims,
+        "shares": {"figure": wanted.shares, "activation": wanted.activation},
+        "recipes": {
+            recipe: {
+                "title": found.title or recipe,
+                "network": found.model.name,
+                "label_noise": scale.datasets[found.dataset].label_noise,
+            }
+            for recipe in recipes
+            if recipe in used
+            for found in [scale.recipes[recipe]]
+        },
+        "version": STAGE_VERSION["map"],
+    }
+
+
+def _claims_of_map(project: Project, name: str) -> list[Claim]:
+    """The claims that a map names, in its order."""
+    known = {c.number: c for f in project.figures.values() if f.claims for c in f.claims.list}
+    missing = [number for number in project.figures[name].map.claims if number not in known]
+    if missing:
+        numbers = ", ".join(map(str, sorted(known))) or "none, as there is no figure with claims"
+        raise NmeError(f"map.claims: there is no claim {missing[0]} (allowed: {numbers})")
+    return [known[number] for number in project.figures[name].map.claims]
+
+
+def _recipes_with_shares(project: Project, wanted: Map) -> list[str]:
+    """The recipes on which the shares of a map are measured, in the order of the panels."""
+    scale = project.scale
+    able = [n for n, f in project.figures.items() if f.measure and "update_shares" in f.measure.quantities]
+    if wanted.shares not in able:
+        raise NmeError(f"map.shares: {unknown('figure with update_shares', wanted.shares, able)}")
+    figure = project.figures[wanted.shares]
+    plain = [cell for cell in cells(figure, scale) if cell.method == "sgd"]
+    activations = sorted({cell.activation for cell in plain})
+    if wanted.activation not in activations:
+        known = unknown(f"activation of '{wanted.shares}' with plain SGD", wanted.activation, activations)
+        raise NmeError(f"map.activation: {known}")
+    times = scale.axes[figure.measure.at]
+    if not any(float(at) > 0 for at in times):
+        raise NmeError(
+            f"map.shares: '{wanted.shares}' measures at {', '.join(times)} alone (allowed: an axis with a time after 0)"
+        )
+    return scale.panels[figure.grid.panels]
+
+
+def _mapped_claim(project: Project, claim: Claim, recipes: list[str]) -> dict:
+    """A claim of the map, on those of its recipes that have shares."""
+    if any(contrast.trace for contrast in claim.contrasts):
+        raise NmeError(f"map.claims: claim {claim.number} is about traces (allowed: claims about accuracies)")
+    aimless = [contrast.expect for contrast in claim.contrasts if contrast.expect in ("similar", "different")]
+    if aimless:
+        raise NmeError(f"map.claims: claim {claim.number} expects '{aimless[0]}' (allowed: positive, not negative)")
+    contrasts = []
+    for contrast in claim.contrasts:
+        found = _contrast_spec(project, contrast.figure or claim.figure, contrast)
+        found |= {"figure": PurePath(found.pop("table")).stem}
+        found |= {"over": "trend" if found["over"] == "trend" else "mean"}
+        del found["expect"]  # nothing is tested
+        contrasts.append(found)
+    common = [recipe for recipe in recipes if recipe in _recipes(project, claim)]
+    if not common:
+        raise NmeError(f"map.claims: claim {claim.number} has no recipe with shares (allowed: one or more)")
+    return {"number": claim.number, "says": claim.says, "contrasts": contrasts, "recipes": common}
+
+
 def _recipes(project: Project, claim: Claim) -> list[str]:
     """The recipes that all contrasts of a claim have, in the order of the first one's panels."""
     figures = [project.figures[contrast.figure or claim.figure] for contrast in claim.contrasts]
@@ -399,8 +494,12 @@ def plot_spec(project: Project, name: str) -> dict:
 
 
 def described(project: Project, name: str) -> str:
-    """A sentence for the caption: the values and the seeds that a grid figure shows at this scale."""
+    """A sentence for the caption: the values and the seeds that a grid figure or a map shows at this scale."""
     figure, scale = project.figures[name], project.scale
+    if figure.map:
+        titles = [recipe["title"] for recipe in map_spec(project, name)["recipes"].values()]
+        settings = "; ".join(f"({i}) {title}" for i, title in enumerate(titles, 1))
+        return f"Settings: {settings}. {scale.seeds} seed{'s' if scale.seeds > 1 else ''}."
     if not figure.grid:
         return ""
     used = [*AXIS_IN_NAME.findall(" ".join([*figure.grid.activation, *figure.grid.method]))]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nme import grid
-from nme.config import Figure, Measurement, Project, Recipe, Scale
+from nme.config import Measurement, Project, Recipe, Scale
 from nme.methods import METHODS
 
 
@@ -117,9 +117,9 @@ def cost(estimates: dict[str, Estimate], figures: Iterable[str]) -> Cost:
     """The cost of everything that these figures are made from, each training once; estimates are by device."""
     one = estimates["cpu"]
     project, scale = one.project, one.project.scale
+    figures = list(figures)
     wanted = [project.figures[name] for name in figures]
-    names = {claimed for figure in wanted if figure.claims for claimed in claimed_figures(figure)}
-    wanted += [project.figures[name] for name in names]
+    wanted += [project.figures[read] for name in figures for read in grid.figures_read(project, name)]
     trained = {job for figure in wanted if figure.grid for job in grid.training_jobs(figure, scale)}
     measured = {job for figure in wanted if figure.measure for job in grid.training_jobs(figure, scale)}
     jobs = len(trained) + len(measured)
@@ -138,11 +138,6 @@ def cost(estimates: dict[str, Estimate], figures: Iterable[str]) -> Cost:
 def _seconds(estimate: Estimate, trained: Iterable[tuple], measured: Iterable[tuple]) -> float:
     training, measuring = [estimate.training(*job) for job in trained], [estimate.measuring(*job) for job in measured]
     return sum(training) + sum(measuring) + (len(training) + len(measuring)) * estimate.speed.start
-
-
-def claimed_figures(figure: Figure) -> set[str]:
-    """Names of the figures whose tables the claims read."""
-    return {contrast.figure or claim.figure for claim in figure.claims.list for contrast in claim.contrasts}
 
 
 def _products(settings: Measurement, quantity: str, batches: float) -> float:

@@ -8,12 +8,13 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
-from scipy.stats import fisher_exact
+from scipy.special import ndtri, stdtr, stdtrit
+from scipy.stats import fisher_exact, spearmanr
 
 LEVEL = 0.05
 # Points or percent. Accuracies of real runs differ by multiples of 0.01 points, so a smaller spread is rounding.
 NO_SPREAD = 1e-6
+LEAST_PAIRS = 4  # for a rank correlation: its error is that of n − 3
 TWO_SIDED = ("similar", "different")
 
 
@@ -203,6 +204,32 @@ def verdicts(p: list[float], against: list[float]) -> list[tuple[float, float, s
         verdict = decided.get((supports <= LEVEL, opposes <= LEVEL), "inconclusive")
         found.append((supports, opposes, verdict))
     return found
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Spearman's rank correlation of pairs with its 95 % interval.
+
+    The interval is Fisher's: atanh(r) has the standard error √((1 + r²/2)/(n − 3)) of Bonett and Wright (2000). It
+    takes the pairs as independent.
+
+    Args:
+        x: one number per pair.
+        y: the same; a pair with a NaN is left out.
+
+    Returns:
+        The correlation and both ends; all NaN with fewer than ``LEAST_PAIRS`` pairs or if x or y is constant, and the
+        ends also if the ranks agree or are reversed in full, where the error has no estimate.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    both = ~(np.isnan(x) | np.isnan(y))
+    x, y = x[both], y[both]
+    if len(x) < LEAST_PAIRS or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return np.nan, np.nan, np.nan
+    r = float(spearmanr(x, y).statistic)
+    if abs(r) > 1 - 1e-12:
+        return round(r), np.nan, np.nan
+    half = -ndtri(LEVEL / 2) * np.sqrt((1 + r**2 / 2) / (len(x) - 3))
+    return r, float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half))
 
 
 def tail_of(family: int, contrasts: int, effects: int, expect: str, diverged: Diverged) -> float:

@@ -8,7 +8,7 @@ from nme import grid, parquet
 from nme.config import Project
 from nme.errors import NmeError
 from nme.locks import at_work, lock_of
-from nme.plan import Estimate, claimed_figures
+from nme.plan import Estimate
 from nme.provenance import spec_hash
 
 
@@ -75,10 +75,10 @@ def status(project: Project, device: str, root: Path = Path()) -> list[Progress]
 
 
 def _jobs(project: Project, name: str, estimate: Estimate, root: Path) -> dict[str, Job]:
-    """The figure's jobs by their outputs; those of the claims are those of the figures that they read."""
+    """The figure's jobs by their outputs; those of the claims and the map are those of the figures they read."""
     figure, scale = project.figures[name], project.config.scale
-    if figure.claims:
-        read = [_jobs(project, n, estimate, root) for n in claimed_figures(figure)]
+    if figure.claims or figure.map:
+        read = [_jobs(project, n, estimate, root) for n in grid.figures_read(project, name)]
         return {path: job for jobs in read for path, job in jobs.items()}
     if figure.landscape:
         (path,) = grid.sources(project, name)

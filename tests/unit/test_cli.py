@@ -163,13 +163,14 @@ VERBS = {
     "landscape": ["--output", OUT],
     "tables": ["--output", OUT],
     "claims": ["--output", OUT],
+    "map": ["--output", OUT, "fig2.parquet"],
     "plot": ["--output", OUT, "--table", "table.parquet"],
 }
 
 
 def test_every_verb_that_takes_settings_is_tried_here():
-    verbs = [command.callback for command in cli.app.registered_commands]
-    assert {verb.__name__ for verb in verbs if "spec" in inspect.signature(verb).parameters} == set(VERBS)
+    verbs = [(command.name or command.callback.__name__, command.callback) for command in cli.app.registered_commands]
+    assert {name for name, verb in verbs if "spec" in inspect.signature(verb).parameters} == set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -192,6 +193,9 @@ def spec_of(dataset: str) -> str:
     return json.dumps(spec_in_memory(dataset))
 
 
+MAP = json.dumps(grid.map_spec(load_project({"scale": "tiny"}, ROOT / "config"), "map"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -206,6 +210,7 @@ def spec_of(dataset: str) -> str:
          ["figure 'fig11'", "did you mean 'fig1'?"]),
         (["plot", "--spec", '{"figure": "fig1"}', "--table", "no.parquet", "--output", OUT], ["no.parquet"]),
         (["plot", "--spec", '{"figure": "fig1"}', "--table", __file__, "--output", OUT], [__file__]),
+        (["map", "--spec", MAP, "--output", OUT, "no/fig2.parquet"], ["no/fig2.parquet: missing"]),
         (["status", "--config", "no/config.yaml"], ["no/config.yaml: No such file"]),
     ],
     ids=lambda v: v[0] if isinstance(v[0], str) else None,
@@ -304,6 +309,9 @@ def test_status_counts_what_is_there(tmp_path):
     assert rows["fig2"].wanted == len(wanted)
     assert not found["fig3"][1]
     assert rows["claims"].wanted > rows["fig3"].wanted
+    assert rows["map"].jobs.keys() == {
+        path for name in ("fig2", "fig4", "ablation", "mechanism") for path in rows[name].jobs
+    }
     assert rows["all"].wanted == len({path for row in rows.values() for path in row.jobs})
 
 

@@ -83,10 +83,11 @@ def test_every_figure_has_a_drawing_and_every_drawing_a_figure():
 
 SCALE, FIGURE, STYLE = "scales/tiny.yaml", "figures/fig2.yaml", "style.yaml"
 OVER_BETA, MEASURES, CLAIMS = "figures/fig3.yaml", "figures/fig6.yaml", "figures/claims.yaml"
+MAP = "figures/map.yaml"
 DATASETS_ALLOWED = "(allowed: cifar10, digits, fashion_mnist, imagenet, imagenette, mnist1d)"
 TINY = yaml.safe_load((ROOT / "config/scales/tiny.yaml").read_text())
 AXES_ALLOWED, PANELS_ALLOWED = (f"(allowed: {', '.join(sorted(TINY[key]))})" for key in ("axes", "panels"))
-ONE_SOURCE = "give exactly one of 'grid', 'landscape' and 'claims'"
+ONE_SOURCE = "give exactly one of 'grid', 'landscape', 'claims' and 'map'"
 NUMBER_ALLOWED = "(allowed: 0 or a number from 1e-12 to 1e12)"
 
 # File, key, wrong value; what the message has to say: the key, the value, what is allowed, the nearest name.
@@ -285,6 +286,15 @@ MISTAKES = [
      ["claims.list.0.contrasts.0", "over is 'mean'", "(allowed with expect 'similar': each)"]),
     (CLAIMS, "claims.list", [{**CLAIM, "contrasts": [{**CONTRAST, "trace": "K"}]}],
      ["claims.list.0.contrasts.0.trace is 'K'", "'H', 'G' or 'N'"]),
+    # the map
+    (MAP, "map", ABSENT, [ONE_SOURCE]),
+    (FIGURE, "map", {"claims": [2], "shares": "mechanism"}, [ONE_SOURCE]),
+    (MAP, "map.claims", [], ["map.claims is []", "at least 1"]),
+    (MAP, "map.claims", [2, 3, 2], ["map.claims", "2 is listed more than once"]),
+    (MAP, "map.claims", [0], ["map.claims.0 is 0", "greater than 0"]),
+    (MAP, "map.claim", [2], ["map", "key 'claim'", "did you mean 'claims'?", "(allowed: activation, claims, shares)"]),
+    (MAP, "map.activation", "gleu", ["map.activation", "activation 'gleu'", "did you mean 'gelu'?"]),
+    (MAP, "map.shares", ABSENT, ["map.shares", "missing"]),
     (STYLE, "operator.K", "#000000", ["operator.K", "'K'", "'H', 'G', 'N' or 'N_phi'"]),
     # sections
     (SCALE, "axes", None, ["axes is None", "dictionary"]),

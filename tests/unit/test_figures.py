@@ -27,6 +27,7 @@ from nme.claims import decide
 from nme.config import Project, load_project
 from nme.errors import NmeError
 from nme.figures import curves, drawable, plot, style
+from nme.map import effects_and_shares
 from nme.measure import QUANTITIES
 from nme.methods import METHODS
 
@@ -39,9 +40,12 @@ CURVES = [name for name, figure in PROJECT.figures.items() if figure.curves]
 MEASURED = [name for name, figure in PROJECT.figures.items() if figure.measure]
 LANDSCAPES = [name for name, figure in PROJECT.figures.items() if figure.landscape]
 CLAIMS = [name for name, figure in PROJECT.figures.items() if figure.claims]
+MAPS = [name for name, figure in PROJECT.figures.items() if figure.map]
 
 every_figure = pytest.mark.parametrize("name", PROJECT.figures)
-every_scale = pytest.mark.parametrize("scale", SCALES)
+# The scale of one figure has so many panels in the others that drawing them takes minutes.
+COMPARED = [scale for scale in SCALES if scale != "map"]
+every_scale = pytest.mark.parametrize("scale", COMPARED)
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +130,9 @@ def landscape(project: Project, name: str, points: int = 7) -> pd.DataFrame:
 
 def table_of(project: Project, name: str, case: str = "every loss finite") -> pd.DataFrame:
     figure = project.figures[name]
+    if figure.map:
+        read = {other: table_of(project, other, case) for other in grid.figures_read(project, name)}
+        return effects_and_shares(grid.map_spec(project, name), read)
     if figure.claims:
         tables = {
             grid.table_path(project, other): table_of(project, other, case)
@@ -147,6 +154,8 @@ def record_of(project: Project, name: str) -> dict:
     figure = project.figures[name]
     if figure.landscape:
         return {"spec": grid.landscape_spec(figure)}
+    if figure.map:
+        return {"spec": grid.map_spec(project, name)}
     return {"spec": grid.claims_spec(project, name) if figure.claims else grid.table_spec(project, name)}
 
 
@@ -197,8 +206,8 @@ def drawn_texts(figure, dpi: float = 200) -> dict[Text, object]:
 
 
 def test_each_figure_has_a_table_here():
-    assert sorted(CURVES + MEASURED + LANDSCAPES + CLAIMS) == sorted(PROJECT.figures)
-    assert sorted(MEASURED + LANDSCAPES + CLAIMS) == drawable()
+    assert sorted(CURVES + MEASURED + LANDSCAPES + CLAIMS + MAPS) == sorted(PROJECT.figures)
+    assert sorted(MEASURED + LANDSCAPES + CLAIMS + MAPS) == drawable()
 
 
 # ------------------------------------------------------------ every figure
@@ -217,8 +226,10 @@ def test_three_files_with_the_scale_and_the_version(tmp_path, name):
 
 
 DRAWN = [
-    *((scale, name, "every loss finite") for scale in SCALES for name in PROJECT.figures),
-    *(("laptop", name, "some diverged") for name in [*CURVES, *MEASURED, *CLAIMS]),
+    *((scale, name, "every loss finite") for scale in COMPARED for name in PROJECT.figures),
+    *(("map", name, "every loss finite") for name in ("map", "fig2")),
+    *(("laptop", name, "some diverged") for name in [*CURVES, *MEASURED, *CLAIMS, *MAPS]),
+    *(("map", "map", case) for case in ("some diverged", "one is left", "all of a point")),
 ]
 
 
@@ -558,6 +569,84 @@ def test_claims_of_one_seed_draw(name):
     project = with_seeds(1)
     figure, _ = look_into(project, name, table_of(project, name))
     drawn_texts(figure, dpi=50)
+
+
+@pytest.mark.parametrize("scale", ["map", "laptop", "tiny"])
+def test_a_map_has_a_panel_per_contrast_and_a_point_per_setting(scale):
+    table, figure, numbers = shown(scale, "map")
+    recipes = PROJECTS[scale].scale.panels["all"]
+    contrasts = [own for _, own in table.groupby(["claim", "contrast"], sort=False)]
+    assert len(figure.axes) == len(contrasts) == 5
+    looks = {}
+    for axes, own in zip(figure.axes, contrasts, strict=True):
+        assert own["recipe"].tolist() == recipes
+        points = [line for line in axes.lines if line.get_marker() not in ("", "None", None)]
+        assert [tuple(line.get_xydata()[0]) for line in points] == [*zip(own["share"], own["effect"], strict=True)]
+        for recipe, line in zip(own["recipe"], points, strict=True):
+            looks.setdefault(recipe, set()).add((line.get_color(), line.get_marker()))
+        bars = {(*x, *y) for line in axes.lines for x, y in [(line.get_xdata(), line.get_ydata())] if len(x) == 2}
+        assert {(r.share_low, r.share_high, r.effect, r.effect) for r in own.itertuples()} <= bars
+        assert {(r.share, r.share, r.low, r.high) for r in own.itertuples()} <= bars
+        (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
+        assert low < min(-1, own["effect"].min()) < max(1, own["effect"].max()) < high, "with the band of ±δ"
+        assert left <= 0 < own["share"].max() < right
+        texts = [text.get_text() for text in axes.texts]
+        assert {str(number) for number in own["setting"]} <= set(texts)
+        assert own["dependence"].iloc[0] in texts
+        assert texts.count(own["contrast"].iloc[0]) + sum("(mean over" in text for text in texts) == 1
+    assert all(len(look) == 1 for look in looks.values()), "the same in every panel"
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == [f"{i}  {PROJECTS[scale].scale.recipes[r].title}" for i, r in enumerate(recipes, 1)]
+    noisy = {r for r in recipes if "nois" in PROJECTS[scale].scale.recipes[r].dataset}
+    colours = {recipe: next(iter(look))[0] for recipe, look in looks.items()}
+    assert {r for r in recipes if colours[r] == "#D55E00"} == noisy
+    assert ("orange" in footer(figure)) == bool(noisy)
+    assert len(numbers) == 5 * len(recipes)
+    assert {"dependence", "correlation", "correlation_low", "correlation_high"} <= set(numbers)
+    assert numbers["correlation"].notna().all() == (len(recipes) >= 4)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("scale", ["map", "tiny"])
+def test_a_map_of_any_divergence_draws(case, scale):
+    table, figure, _ = shown(scale, "map", case)
+    drawn_texts(figure, dpi=50)
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    lost = table["diverged_plus"] + table["diverged_minus"] > 0
+    assert sum("⨯" in text for text in texts) == (lost & table["effect"].notna() & table["share"].notna()).sum()
+    assert ("⨯: seeds" in footer(figure)) == lost.any()
+    missing = table.loc[table["effect"].isna(), "claim"].nunique()
+    assert sum("; no effect: 1" in text for text in texts) == missing
+
+
+def test_a_map_of_one_seed_has_no_intervals():
+    project = with_seeds(1)
+    figure, numbers = look_into(project, "map", table_of(project, "map"))
+    drawn_texts(figure, dpi=50)
+    assert numbers[["low", "high", "share_low", "share_high"]].isna().all(axis=None)
+    assert numbers[["effect", "share"]].notna().all(axis=None)
+
+
+def test_large_effects_do_not_flatten_small_ones():
+    table = table_of(PROJECTS["map"], "map")
+    table.loc[table["claim"].eq(3) & table["setting"].eq(2), ["effect", "low", "high"]] = (60.0, 40.0, 300.0)
+    figure, _ = look_into(PROJECTS["map"], "map", table)
+    scales = [axes.get_yscale() for axes in figure.axes]
+    assert scales[1] == "symlog"
+    assert 60 < figure.axes[1].get_ylim()[1] < 200
+    assert_legible(figure)
+
+
+def test_numbers_of_points_that_are_close_do_not_touch():
+    """Fourteen settings within a tenth of the panel."""
+    table = table_of(PROJECTS["map"], "map")
+    random = np.random.default_rng(3)
+    table["share"] = 0.3 + random.uniform(0, 0.03, len(table))
+    table["effect"] = random.uniform(0, 1, len(table))
+    table.loc[table["setting"] == 1, ["share", "effect"]] = (0.05, 8)
+    table[["low", "high"]], table[["share_low", "share_high"]] = np.nan, np.nan
+    figure, _ = look_into(PROJECTS["map"], "map", table)
+    assert_legible(figure)
 
 
 # --------------------------------------------- what an accuracy figure shows

@@ -664,6 +664,118 @@ def test_a_contrast_may_be_of_another_figure(compared):
     assert grid.sources(project, "claims") == ["results/tiny/tables/fig1.parquet"], "the only one that is read"
 
 
+# --------------------------------------------------------------------- map
+
+
+MAPPED = {2: ["fig2"], 3: ["fig2"], 6: ["fig4"], 7: ["fig4"], 12: ["ablation"]}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_shipped_map_reads_the_figures_of_its_claims_and_trains_nothing_of_its_own(scale):
+    project = project_of(scale)
+    read = ["fig2", "fig4", "ablation", "mechanism"]
+    assert grid.figures_read(project, "map") == read
+    assert grid.sources(project, "map") == [grid.table_path(project, name) for name in read]
+    assert grid.table_path(project, "map") == f"results/{scale}/map.parquet"
+    spec = grid.map_spec(project, "map")
+    assert json.loads(json.dumps(spec)) == json.loads(json.dumps(grid.map_spec(project, "map")))
+    assert {claim["number"]: [c["figure"] for c in claim["contrasts"]] for claim in spec["claims"]} == MAPPED
+    recipes = project.scale.panels["all"]
+    assert [*spec["recipes"]] == recipes
+    assert all(claim["recipes"] == recipes for claim in spec["claims"])
+    assert spec["smallest_effect"] == 1
+    assert {contrast["over"] for claim in spec["claims"] for contrast in claim["contrasts"]} == {"mean", "trend"}
+    for claim in spec["claims"]:
+        for contrast in claim["contrasts"]:
+            assert len(effects_of(contrast)) == 1, "one effect, chosen beforehand"
+
+
+def test_the_scale_of_the_map_has_a_dozen_settings_that_differ():
+    scale = project_of("map").scale
+    recipes = [scale.recipes[name] for name in scale.panels["all"]]
+    assert len(recipes) >= 12
+    assert len({recipe.title for recipe in recipes}) == len(recipes)
+    assert len({json.dumps(recipe.model_dump(exclude={"title"})) for recipe in recipes}) == len(recipes)
+    assert {recipe.seeds_per_job for recipe in recipes} == {scale.seeds} == {5}
+    assert len({scale.datasets[recipe.dataset].label_noise for recipe in recipes}) == 3
+    assert len({recipe.epochs for recipe in recipes}) == 3
+
+
+def mapped(changes: dict, figures: dict | None = None, axes: dict | None = None, panels: dict | None = None) -> Project:
+    """The tiny project with another map."""
+    project = project_of("tiny")
+    its = project.figures["map"]
+    its = its.model_copy(update={"map": its.map.model_copy(update=changes)})
+    scale = project.scale
+    lists = {"axes": {**scale.axes, **(axes or {})}, "panels": {**scale.panels, **(panels or {})}}
+    scale = scale.model_copy(update=lists)
+    return project.model_copy(update={"figures": {**project.figures, "map": its, **(figures or {})}, "scale": scale})
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "message"),
+    [
+        ({"claims": [13]}, {},
+         "map: map.claims: there is no claim 13 (allowed: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)"),
+        ({"claims": [2, 10]}, {}, "map: map.claims: claim 10 is about traces (allowed: claims about accuracies)"),
+        ({"claims": [1]}, {}, "map: map.claims: claim 1 expects 'similar' (allowed: positive, not negative)"),
+        ({"shares": "mechanics"}, {},
+         "map: map.shares: unknown figure with update_shares 'mechanics'; did you mean 'mechanism'?"
+         " (allowed: mechanism)"),
+        ({"shares": "fig6"}, {}, "map: map.shares: unknown figure with update_shares 'fig6' (allowed: mechanism)"),
+        ({"activation": "leaky_relu"}, {},
+         "map: map.activation: unknown activation of 'mechanism' with plain SGD 'leaky_relu'; did you mean 'relu'?"
+         " (allowed: gelu, relu)"),
+        ({}, {"axes": {"times": ["0"]}},
+         "map: map.shares: 'mechanism' measures at 0 alone (allowed: an axis with a time after 0)"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_map_is_one_message(changes, more, message):
+    with pytest.raises(NmeError) as caught:
+        grid.map_spec(mapped(changes, **more), "map")
+    assert str(caught.value) == message
+
+
+def test_a_map_needs_a_figure_with_claims():
+    project = project_of("tiny")
+    figures = {name: figure for name, figure in project.figures.items() if not figure.claims}
+    with pytest.raises(NmeError, match=r"there is no claim 2 \(allowed: none, as there is no figure"):
+        grid.map_spec(project.model_copy(update={"figures": figures}), "map")
+
+
+def test_a_setting_of_a_map_has_both_effects_and_shares():
+    project = project_of("tiny")
+    measured = project.figures["mechanism"]
+
+    def over(panels: list[str]) -> Project:
+        grid_of = measured.grid.model_copy(update={"panels": "measured"})
+        return mapped({}, {"mechanism": measured.model_copy(update={"grid": grid_of})}, panels={"measured": panels})
+
+    spec = grid.map_spec(over(["digits_mlp"]), "map")
+    assert [*spec["recipes"]] == ["digits_mlp"]
+    assert all(claim["recipes"] == ["digits_mlp"] for claim in spec["claims"])
+    with pytest.raises(NmeError, match=r"map: map\.claims: claim 2 has no recipe with shares"):
+        grid.map_spec(over(["mnist1d_cnn_small_lr"]), "map")
+
+
+def test_a_maps_caption_lists_its_settings():
+    said = grid.described(project_of("tiny"), "map")
+    assert said == "Settings: (1) MNIST-1D, 2-layer CNN; (2) Digits 8×8, MLP. 2 seeds."
+
+
+@pytest.mark.parametrize("scale", ["tiny", "laptop"])
+def test_the_cost_of_a_map_is_that_of_the_figures_that_it_reads(scale):
+    from nme.plan import SPEED, Estimate, cost
+
+    project = project_of(scale)
+    estimates = {device: Estimate(project, device) for device in SPEED}
+    read = ["fig2", "fig4", "ablation", "mechanism"]
+    assert cost(estimates, ["map"]) == cost(estimates, read)
+    others = [name for name in project.figures if name != "map"]
+    assert cost(estimates, others) == cost(estimates, [*others, "map"]), "it adds no training"
+
+
 # ------------------------------------------- settings that decide a result
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.stats import ttest_1samp
+from scipy.stats import pearsonr, rankdata, spearmanr, ttest_1samp
 
 from nme.statistics import (
     Diverged,
@@ -18,6 +18,7 @@ from nme.statistics import (
     holm,
     interval,
     judge,
+    rank_correlation,
     tail_of,
     trend_weights,
     verdicts,
@@ -288,3 +289,50 @@ def test_a_simultaneous_interval_shows_no_verdict_that_holm_does_not_reach(value
         assert family * p <= 0.05 * (1 + 1e-9)
     if needed_against(opposed):
         assert family * contrasts * against <= 0.05 * (1 + 1e-9)
+
+
+# --------------------------------------------------------- rank correlation
+
+
+@given(st.lists(st.tuples(points, points), min_size=4, max_size=20))
+def test_the_rank_correlation_is_scipys(pairs):
+    x, y = np.array(pairs).T
+    assume(np.ptp(x) and np.ptp(y))
+    r, low, high = rank_correlation(x, y)
+    assert r == pytest.approx(spearmanr(x, y).statistic)
+    assert r == pytest.approx(pearsonr(rankdata(x), rankdata(y)).statistic)
+    if abs(r) > 0.999:
+        return
+    # scipy's interval has Fisher's error 1/√(n − 3); Bonett and Wright's is larger by a factor.
+    fisher_z = pearsonr(rankdata(x), rankdata(y)).confidence_interval(0.95)
+    wider = np.sqrt(1 + r**2 / 2)
+    for end, found in zip(fisher_z, (low, high), strict=True):
+        assert np.arctanh(found) - np.arctanh(r) == pytest.approx(wider * (np.arctanh(end) - np.arctanh(r)), rel=1e-6)
+    assert -1 < low < r < high < 1
+    assert rank_correlation(4 * x, y) == pytest.approx((r, low, high)), "of ranks"
+    assert rank_correlation(-x, y) == pytest.approx((-r, -high, -low))
+
+
+def test_a_rank_correlation_needs_four_pairs_that_differ():
+    up = np.arange(6.0)
+    assert np.isnan(rank_correlation(up[:3], [1, 3, 2])).all()
+    assert np.isnan(rank_correlation(up, np.ones(6))).all()
+    assert np.isnan(rank_correlation([*up[:3], np.nan], [1, 3, 2, 5])).all()
+    for y, r in ((up, 1), (-up, -1)):
+        found = rank_correlation(up, y)
+        assert found[0] == r
+        assert np.isnan(found[1:]).all(), "no error can be estimated"
+    wild = [1, 3, 2, 6, 5, 4]
+    assert rank_correlation([*up, np.nan, 9], [*wild, 4, np.nan]) == rank_correlation(up, wild)
+
+
+def test_the_interval_of_a_rank_correlation_covers():
+    """Spearman's correlation of normal pairs is (6/π)·asin(r/2); 14 pairs."""
+    random, pairs, runs = np.random.default_rng(0), 14, 2000
+    for r in (0.0, 0.6):
+        truth, covered = 6 / np.pi * np.arcsin(r / 2), 0
+        for _ in range(runs):
+            x, noise = random.normal(size=(2, pairs))
+            _, low, high = rank_correlation(x, r * x + np.sqrt(1 - r**2) * noise)
+            covered += low <= truth <= high
+        assert 0.93 < covered / runs < 0.985, r

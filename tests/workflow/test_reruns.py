@@ -17,6 +17,8 @@ TINY = load_project({**CONFIG, "scale": "tiny"}, ROOT / "config")
 GRIDS = {name: figure for name, figure in TINY.figures.items() if figure.grid}
 CLAIMS = [name for name, figure in TINY.figures.items() if figure.claims]
 MEASURING = {name: figure for name, figure in GRIDS.items() if figure.measure}
+MAPS = [name for name, figure in TINY.figures.items() if figure.map]
+OF_MAPS = {path for name in MAPS for path in grid.sources(TINY, name)}
 OF_CLAIMS = {path for name in CLAIMS for path in grid.sources(TINY, name)}
 
 Wanted = Callable[[grid.Cell], bool]
@@ -32,9 +34,10 @@ def plan(**counts: int) -> dict[str, int]:
 
 
 def from_tables(names: set[str], **more: int) -> dict[str, int]:
-    """The tables of these figures, and what is made from them: the claims if they read one, and the drawings."""
-    claims = len(CLAIMS) if OF_CLAIMS & {grid.table_path(TINY, name) for name in names} else 0
-    return plan(**more, tables=len(names), claims=claims, plot=len(names) + claims)
+    """The tables of these figures, and what is made from them: claims and map if they read one, and the drawings."""
+    tables = {grid.table_path(TINY, name) for name in names}
+    claims, maps = len(CLAIMS) if OF_CLAIMS & tables else 0, len(MAPS) if OF_MAPS & tables else 0
+    return plan(**more, tables=len(names), claims=claims, map=maps, plot=len(names) + claims + maps)
 
 
 def trained_again(wanted: Wanted) -> dict[str, int]:
@@ -182,7 +185,7 @@ def test_how_it_is_measured_retrains_nothing(done):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda claims: claims["smallest_effect"].update(points=2),
+        lambda claims: claims["smallest_effect"].update(percent=6),
         lambda claims: claims["list"].pop(0),
         lambda claims: claims["list"][0].update(says="Something else."),
         lambda claims: claims["list"][0]["contrasts"][0].update(expect="positive"),
@@ -192,6 +195,24 @@ def test_how_it_is_measured_retrains_nothing(done):
 def test_claims_are_decided_and_drawn_again_alone(done, change):
     done.edit("config/figures/claims.yaml", lambda figure: change(figure["claims"]))
     assert done.planned("all") == {"claims": 1, "plot": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda claims: claims["smallest_effect"].update(points=2),
+        lambda claims: claims["list"][1].update(says="Something else."),
+    ],
+    ids=["smallest effect", "words"],
+)
+def test_what_the_map_shows_of_the_claims_changes_the_map_too(done, change):
+    done.edit("config/figures/claims.yaml", lambda figure: change(figure["claims"]))
+    assert done.planned("all") == {"claims": 1, "map": 1, "plot": 2}
+
+
+def test_the_map_is_made_again_alone(done):
+    done.edit("config/figures/map.yaml", lambda figure: figure["map"].update(claims=[7, 2]))
+    assert done.planned("all") == {"map": 1, "plot": 1}
 
 
 # ------------------------------------------------------------------- words

@@ -17,6 +17,7 @@ try:
     CLAIMS = {
         n: grid.claims_spec(PROJECT, n) for n, f in PROJECT.figures.items() if f.claims
     }
+    MAPS = {n: grid.map_spec(PROJECT, n) for n, f in PROJECT.figures.items() if f.map}
 except NmeError as error:
     raise WorkflowError(str(error)) from None
 
@@ -100,6 +101,10 @@ def claims_settings(wildcards):
     return json.dumps(CLAIMS["claims"])
 
 
+def map_settings(wildcards):
+    return json.dumps(MAPS["map"])
+
+
 def plot_settings(wildcards):
     return json.dumps(grid.plot_spec(PROJECT, wildcards.figure), ensure_ascii=False)
 
@@ -110,6 +115,10 @@ def cell_data(wildcards):
 
 def claims_tables(wildcards):
     return grid.sources(PROJECT, "claims")
+
+
+def map_tables(wildcards):
+    return grid.sources(PROJECT, "map")
 
 
 def figure_sources(wildcards):

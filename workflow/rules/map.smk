@@ -1,0 +1,15 @@
+# ---------------------------------------------------------------------- map
+
+
+# effects of claims on each recipe, beside the share of the NME in the penalty's update there
+rule map:
+    input:
+        map_tables,
+    output:
+        "results/{scale}/map.parquet",
+    log:
+        "logs/{scale}/map.log",
+    params:
+        spec=map_settings,
+    shell:
+        "nme map --spec {params.spec:q} --output {output} {input} > {log} 2>&1"
