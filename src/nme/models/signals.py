@@ -41,14 +41,13 @@ class Products(NamedTuple):
     def pull(self, y: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """x̄, W̄ and b̄ of ȳ, those that the mask names."""
         to_x = to_weight = None
-        if mask[0] or mask[1]:
-            blocks = _blocks(x.shape[2], weight.shape[2], *self, of_inputs=mask[0])
-            rows = blocks.outputs.rows(y)
+        blocks = _blocks(x.shape[2], weight.shape[2], *self, of_inputs=mask[0])
+        rows = blocks.outputs.rows(y) if mask[0] or mask[1] else None
         if mask[0]:
             to_x = (rows @ blocks.matrix(weight).t()).view(len(x), -1, x.shape[1])[:, : x.shape[2]].transpose(1, 2)
         if mask[1]:
             to_weight = blocks.to_weight(blocks.inputs.rows(x), rows, weight)
-        return to_x, to_weight, y.sum((0, 2)) if mask[2] else None
+        return to_x, to_weight, y.transpose(1, 2).sum((0, 1)) if mask[2] else None
 
 
 class _Cut(NamedTuple):
