@@ -162,10 +162,16 @@ def _by_forward_mode(layer: nn.Module, along: Callable, x: Taylor) -> Taylor:
 def _affine(layer, along: Callable, x: Taylor) -> Taylor:
     """Wx + b: all parts pass through W in one call, value and first through u's part of W in another."""
 
+    # Signals are joined and cut in the memory order that ``nme.models.signals`` takes and gives.
+    signals = isinstance(layer, nn.Conv1d)
+
+    def turned(part: Tensor) -> Tensor:
+        return part.transpose(1, 2) if signals else part
+
     def apply(parts: list[Tensor], weight: Tensor, bias: Tensor | None) -> list[Tensor]:
-        stacked = torch.cat(parts) if len(parts) > 1 else parts[0]
+        stacked = turned(torch.cat([turned(part) for part in parts])) if len(parts) > 1 else parts[0]
         function = functional.linear if isinstance(layer, nn.Linear) else layer._conv_forward
-        return list(function(stacked, weight, bias).chunk(len(parts)))
+        return [turned(part) for part in turned(function(stacked, weight, bias)).chunk(len(parts))]
 
     parts = [part for part in x.parts if part is not None]  # an input has a value alone
     value, *rest = apply(parts, layer.weight, None)
@@ -189,13 +195,27 @@ def _batch_norm(layer, along: Callable, x: Taylor) -> Taylor:
     x = x.to(torch.promote_types(dtype, torch.float32))
     if layer.training:
         centred = x.map(lambda part: part - part.mean(others, keepdim=True))
-        variance = (centred * centred).map(lambda part: part.mean(others, keepdim=True))
+        variance = _mean_square(centred, others)
     else:
         centred = x + Taylor(-layer.running_mean.view(column))
         variance = Taylor(layer.running_var.view(column))
-    normal = centred * _inverse_root(variance + Taylor(torch.full_like(variance.value, layer.eps)))
     weight, bias = (along(p).map(lambda part: part.view(column)) for p in (layer.weight, layer.bias))
-    return (normal * weight + bias).to(dtype)
+    # By channel first: x is multiplied once.
+    scale = _inverse_root(variance + Taylor(torch.full_like(variance.value, layer.eps))) * weight
+    return (centred * scale + bias).to(dtype)
+
+
+def _mean_square(x: Taylor, dimensions: list[int]) -> Taylor:
+    """The mean of x²: of x², 2 x x' and 2 (x'² + x x'')."""
+
+    def mean(part: Tensor) -> Tensor:
+        return part.mean(dimensions, keepdim=True)
+
+    value, first, second = x.parts
+    if first is None:
+        return Taylor(mean(value.square()))
+    bent = first.square() if second is None else first.square() + value * second
+    return Taylor(mean(value.square()), 2 * mean(value * first), 2 * mean(bent))
 
 
 def _inverse_root(x: Taylor) -> Taylor:

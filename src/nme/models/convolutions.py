@@ -1,10 +1,13 @@
 """Convolutions whose second derivatives cost what they count: a product each, by the kernels of training."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
 from nme.models.differentiation import left_to_others, twice, wanted
+from nme.models.signals import Products
 
 convolution_backward = torch.ops.aten.convolution_backward
 
@@ -24,11 +27,18 @@ class _TwiceDifferentiable:
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         usual = self.padding_mode == "zeros" and not isinstance(self.padding, str) and x.dim() == weight.dim()
-        if not (twice() and usual) or left_to_others():
+        kernels = self._kernels(x, weight) if usual and not left_to_others() else None
+        if kernels is None:
             return super()._conv_forward(x, weight, bias)
-        settings = (self.stride, self.padding, self.dilation, False, (0,) * len(self.stride), self.groups)
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)  # as autocast does
-        return _Convolution.apply(x, weight, bias, settings)
+        return _Convolution.apply(x, weight, bias, kernels)
+
+    def _kernels(self, x: Tensor, weight: Tensor) -> "_Kernels | Products | None":
+        """Who computes the products; None: nobody here."""
+        plain = self.groups == 1 and self.dilation == (1,) and self.padding < self.kernel_size  # so of signals
+        if plain and x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64):
+            return Products(self.stride[0], self.padding[0])
+        return _Kernels(self.stride, self.padding, self.dilation, self.groups) if twice() else None
 
 
 class Conv1d(_TwiceDifferentiable, nn.Conv1d):
@@ -39,29 +49,54 @@ class Conv2d(_TwiceDifferentiable, nn.Conv2d):
     """``torch.nn.Conv2d``: same parameters, same start."""
 
 
+class _Kernels(NamedTuple):
+    """PyTorch's kernels of one layer."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def settings(self) -> tuple:
+        """As the kernels take them."""
+        return self.stride, self.padding, self.dilation, False, (0,) * len(self.stride), self.groups
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """y = W x + b."""
+        return torch.convolution(x, weight, bias, *self.settings)
+
+    def pull(self, y: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+        """x̄, W̄ and b̄ of ȳ, those that the mask names."""
+        return convolution_backward(y, x, weight, [len(weight)], *self.settings, mask)
+
+
 class _Convolution(Function):
     """y = W x + b; infinitely differentiable in reverse mode."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, settings):
+    def forward(ctx, x, weight, bias, kernels):
         ctx.save_for_backward(x, weight)
-        ctx.settings = settings
-        return torch.convolution(x, weight, bias, *settings)
+        ctx.kernels = kernels
+        return kernels.convolve(x, weight, bias)
 
     @staticmethod
     def backward(ctx, y):
-        return *_Pull.apply(y, *ctx.saved_tensors, ctx.needs_input_grad[:3], ctx.settings), None
+        mask = ctx.needs_input_grad[:3]
+        if not torch.is_grad_enabled():  # nothing follows: without the overhead of another Function
+            return *ctx.kernels.pull(y, *ctx.saved_tensors, mask), None
+        return *_Pull.apply(y, *ctx.saved_tensors, mask, ctx.kernels), None
 
 
 class _Pull(Function):
     """x̄, W̄ and b̄ of ȳ, those that the mask names; the others are None."""
 
     @staticmethod
-    def forward(ctx, y, x, weight, mask, settings):
+    def forward(ctx, y, x, weight, mask, kernels):
         ctx.save_for_backward(y, x, weight)
-        ctx.settings = settings
+        ctx.kernels = kernels
         ctx.set_materialize_grads(False)
-        return convolution_backward(y, x, weight, [len(weight)], *settings, mask)
+        return kernels.pull(y, x, weight, mask)
 
     @staticmethod
     def backward(ctx, x1, w1, b1):
@@ -69,13 +104,13 @@ class _Pull(Function):
         needed = wanted(ctx.needs_input_grad)
         to_y = to_x = to_weight = None
         if needed[0] and (x1 is not None or w1 is not None):
-            to_y = _Push.apply(x1, w1, b1, x, weight, ctx.settings)
+            to_y = _Push.apply(x1, w1, b1, x, weight, ctx.kernels)
         elif needed[0] and b1 is not None:
             to_y = b1.view(-1, *(1 for _ in y.shape[2:])).expand_as(y)
         if needed[1] and w1 is not None:
-            to_x, _, _ = _Pull.apply(y, x, w1, (True, False, False), ctx.settings)
+            to_x, _, _ = _Pull.apply(y, x, w1, (True, False, False), ctx.kernels)
         if needed[2] and x1 is not None:
-            _, to_weight, _ = _Pull.apply(y, x1, weight, (False, True, False), ctx.settings)
+            _, to_weight, _ = _Pull.apply(y, x1, weight, (False, True, False), ctx.kernels)
         return to_y, to_x, to_weight, None, None
 
 
@@ -83,21 +118,21 @@ class _Push(Function):
     """ẏ of ẋ, Ẇ and ḃ, of which some may be None, but not ẋ and Ẇ both."""
 
     @staticmethod
-    def forward(ctx, x1, w1, b1, x, weight, settings):
+    def forward(ctx, x1, w1, b1, x, weight, kernels):
         ctx.save_for_backward(x1, w1, x, weight)
-        ctx.settings = settings
+        ctx.kernels = kernels
         if x1 is None:
-            return torch.convolution(x, w1, b1, *settings)
-        y = torch.convolution(x1, weight, b1, *settings)
-        return y if w1 is None else y.add_(torch.convolution(x, w1, None, *settings))
+            return kernels.convolve(x, w1, b1)
+        y = kernels.convolve(x1, weight, b1)
+        return y if w1 is None else y.add_(kernels.convolve(x, w1, None))
 
     @staticmethod
     def backward(ctx, y):
         x1, w1, x, weight = ctx.saved_tensors
         needed, to_x, to_weight = ctx.needs_input_grad, None, None
-        moved = _Pull.apply(y, x, weight, needed[:3], ctx.settings) if any(needed[:3]) else (None, None, None)
+        moved = _Pull.apply(y, x, weight, needed[:3], ctx.kernels) if any(needed[:3]) else (None, None, None)
         if needed[3] and w1 is not None:
-            to_x, _, _ = _Pull.apply(y, x, w1, (True, False, False), ctx.settings)
+            to_x, _, _ = _Pull.apply(y, x, w1, (True, False, False), ctx.kernels)
         if needed[4] and x1 is not None:
-            _, to_weight, _ = _Pull.apply(y, x1, weight, (False, True, False), ctx.settings)
+            _, to_weight, _ = _Pull.apply(y, x1, weight, (False, True, False), ctx.kernels)
         return *moved, to_x, to_weight, None
