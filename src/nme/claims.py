@@ -27,8 +27,8 @@ Effects without any spread over the seeds decide nothing.
 **Divergence** is an outcome of its own. A seed in which a member of the effect diverged leaves the t-test. The plus
 side is the cells with positive weight, the minus side those with negative weight. A side counts a seed if any of its
 members diverged. Where a member diverged and both sides have the same number of cells, Fisher's exact test compares the
-counts. Where a difference in divergence speaks in the direction that is tested, the effect's p is twice the smaller p of
-the two tests. Fisher's test is one-sided for ``positive`` and ``not negative`` (diverging less is better), otherwise
+counts. Where a difference in divergence speaks in the direction that is tested, the effect's p is twice the smaller p
+of the two tests. Fisher's test is one-sided for ``positive`` and ``not negative`` (diverging less is better), otherwise
 two-sided. The remaining accuracies decide
 nothing in favour of the side that diverged more often. They show no similarity where the two-sided test of the counts
 is significant at 5 %.

@@ -161,7 +161,6 @@ def _by_forward_mode(layer: nn.Module, along: Callable, x: Taylor) -> Taylor:
 @rule(nn.Linear, nn.Conv1d, nn.Conv2d)
 def _affine(layer, along: Callable, x: Taylor) -> Taylor:
     """Wx + b: all parts pass through W in one call, value and first through u's part of W in another."""
-
     # Signals are joined and cut in the memory order that ``nme.models.signals`` takes and gives.
     signals = isinstance(layer, nn.Conv1d)
 

@@ -13,7 +13,7 @@ a row a block, and Y the outputs, likewise, the three products of training are
 - A short signal is one block, and nothing is copied.
 """
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ class Products(NamedTuple):
     padding: int
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """y = W x + b, (B, C', L')."""
+        """Y = W x + b, (B, C', L')."""
         blocks = _blocks(x.shape[2], weight.shape[2], *self, of_inputs=False)
         rows, matrix = blocks.inputs.rows(x), blocks.matrix(weight)
         if bias is None:
@@ -84,7 +84,9 @@ class _Blocks(NamedTuple):
         points = max(self.tap + size, (outputs - 1) * self.stride + kernel)
         band = weight.new_zeros(points * point)
         matrix = band.as_strided((size * channels, across), (across, 1), self.tap * point)
-        return matrix, band.as_strided((outputs, kernel, channels, width), (self.stride * point + width, point, across, 1))
+        return matrix, band.as_strided(
+            (outputs, kernel, channels, width), (self.stride * point + width, point, across, 1)
+        )
 
     def matrix(self, weight: Tensor) -> Tensor:
         """M."""
@@ -99,7 +101,7 @@ class _Blocks(NamedTuple):
         return places.sum(0).permute(2, 1, 0).contiguous()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _blocks(length: int, kernel: int, stride: int, padding: int, of_inputs: bool) -> _Blocks:
     """The cheapest: one that is the whole band, or one for each ``stride`` inputs, or one for each output."""
     outputs = (length + 2 * padding - kernel) // stride + 1
