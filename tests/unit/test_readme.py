@@ -16,8 +16,9 @@ def test_example():
 
 
 def test_claims_are_those_of_the_results_that_are_kept():
-    kept = (ROOT / "docs/results/laptop/claims.md").read_text(encoding="utf-8").split("## Effects")[0]
-    table = [line for line in kept.splitlines() if line.startswith("|")]
+    kept = ROOT / "docs/results/laptop/claims.md"  # none: README shows no table
+    text = kept.read_text(encoding="utf-8").split("## Effects")[0] if kept.exists() else ""
+    table = [line for line in text.splitlines() if line.startswith("|")]
     shown = README.read_text(encoding="utf-8").split("## Which claims hold here")[1].split("\n## ")[0]
     assert table == [line for line in shown.splitlines() if line.startswith("|")]
 

@@ -2,9 +2,9 @@
 
 Signals are in memory channels last: (B, C, L) with the L·C numbers of an example in the order (L, C). The convolution
 is a banded matrix: input i (C numbers) and output o (C' numbers) meet in the block W[i + p − s·o] of tap i + p − s·o,
-for stride s and padding p. It is cut into equal blocks that lie along the band (``_Blocks``), all the same matrix M, small
-and nearly full, with a row for each number that enters and a column for each that leaves. With X the inputs of all
-blocks, one row per block, and Y the outputs, likewise, the three products of training are
+for stride s and padding p. It is cut into equal blocks that lie along the band (``_Blocks``), all the same matrix M,
+small and nearly full, with a row for each number that enters and a column for each that leaves. With X the inputs of
+all blocks, one row per block, and Y the outputs, likewise, the three products of training are
 
     Y = X M,    X̄ = Ȳ Mᵀ,    M̄ = Xᵀ Ȳ.
 
