@@ -162,11 +162,9 @@ def _by_forward_mode(layer: nn.Module, along: Callable, x: Taylor) -> Taylor:
 def _affine(layer, along: Callable, x: Taylor) -> Taylor:
     """Wx + b: all parts pass through W in one call, value and first through u's part of W in another."""
 
-    # Signals are joined and cut in the memory order that ``nme.models.signals`` takes and gives.
-    signals = isinstance(layer, nn.Conv1d)
-
     def turned(part: Tensor) -> Tensor:
-        return part.transpose(1, 2) if signals else part
+        """Signals are joined and cut in the memory order that ``nme.models.signals`` takes and gives."""
+        return part.transpose(1, 2) if isinstance(layer, nn.Conv1d) else part
 
     def apply(parts: list[Tensor], weight: Tensor, bias: Tensor | None) -> list[Tensor]:
         stacked = turned(torch.cat([turned(part) for part in parts])) if len(parts) > 1 else parts[0]

@@ -48,7 +48,11 @@ def test_methods_run_at_their_limit(network, name):
     member = steps.member_of(network)
     inputs = member.job.train.inputs[: member.job.recipe.batch_size]
     expected = limits(*forward_operations(member.model, inputs))[name]
-    assert counted(steps.step_of(member, name)) == pytest.approx(expected, rel=0.01)
+    found = counted(steps.step_of(member, name))
+    if network == "CNN, 1-d":  # with zeros, in blocks of the band (nme.models.signals)
+        assert expected < found < 1.15 * expected
+    else:
+        assert found == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("case", steps.cases("MLP", ["eager"]), ids=str)

@@ -8,6 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from nme.models.batch_norm import BatchNorm1d, BatchNorm2d
 from nme.models.convolutions import Conv1d, Conv2d
 from nme.models.differentiation import cotangents_only, differentiated_twice
+from nme.models.signals import Products
 
 CONVOLUTIONS = {
     "plain": {"kernel_size": 3},
@@ -34,6 +35,7 @@ def normalisation(kind, shape):
 LAYERS = {
     **{f"Conv2d, {name}": (convolution, settings) for name, settings in CONVOLUTIONS.items()},
     "Conv1d, strided": (convolution, CONVOLUTIONS["strided"], Conv1d, (7,)),
+    "Conv1d, in many blocks": (convolution, CONVOLUTIONS["strided"], Conv1d, (12,)),
     "Conv1d, grouped": (convolution, {"kernel_size": 2, "groups": 2, "dilation": 2}, Conv1d, (7,)),
     "BatchNorm1d": (normalisation, BatchNorm1d, (5, 3)),
     "BatchNorm1d, signals": (normalisation, BatchNorm1d, (3, 2, 4)),
@@ -135,3 +137,26 @@ def test_a_convolution_in_bfloat16_is_that_of_autocast():
     layer, x = Conv2d(2, 3, 3), torch.randn(2, 2, 5, 5).bfloat16()
     with torch.autocast("cpu", torch.bfloat16), differentiated_twice():
         assert torch.equal(layer(x), nn.Conv2d.forward(layer.eval(), x))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 6, 7, 12])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("padding", [0, 1, 2, 3])
+def test_products_of_signals_are_those_of_pytorch(length, kernel, stride, padding):
+    if padding >= kernel or length + 2 * padding < kernel:
+        pytest.skip("no such layer here")
+    torch.manual_seed(0)
+    layer = nn.Conv1d(3, 2, kernel, stride, padding).double()
+    x = torch.randn(4, 3, length, dtype=torch.float64, requires_grad=True)
+    y = layer(x)
+    to_y = torch.randn_like(y)
+    expected = torch.autograd.grad(y, (x, layer.weight, layer.bias), to_y)
+    products = Products(stride, padding)
+    torch.testing.assert_close(products.convolve(x, layer.weight, layer.bias), y)
+    for mask in ((True, True, True), (False, True, False), (True, False, True)):
+        found = products.pull(to_y, x, layer.weight, mask)
+        for here, pytorch, asked in zip(found, expected, mask, strict=True):
+            assert (here is None) is not asked
+            if asked:
+                torch.testing.assert_close(here, pytorch)

@@ -1,4 +1,7 @@
-"""Convolutions whose second derivatives cost what they count: a product each, by the kernels of training."""
+"""Convolutions whose second derivatives cost what they count: a product each, by the kernels of training.
+
+These are PyTorch's or, for signals on the CPU, those of ``nme.models.signals``.
+"""
 
 from typing import NamedTuple
 
@@ -35,8 +38,9 @@ class _TwiceDifferentiable:
 
     def _kernels(self, x: Tensor, weight: Tensor) -> "_Kernels | Products | None":
         """Who computes the products; None: nobody here."""
-        plain = self.groups == 1 and self.dilation == (1,) and self.padding < self.kernel_size  # so of signals
-        if plain and x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64):
+        plain = self.groups == 1 and self.dilation == (1,) and self.padding < self.kernel_size  # and of signals
+        wide = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
+        if plain and wide and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
             return Products(self.stride[0], self.padding[0])
         return _Kernels(self.stride, self.padding, self.dilation, self.groups) if twice() else None
 
@@ -63,7 +67,7 @@ class _Kernels(NamedTuple):
         return self.stride, self.padding, self.dilation, False, (0,) * len(self.stride), self.groups
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """y = W x + b."""
+        """W x + b."""
         return torch.convolution(x, weight, bias, *self.settings)
 
     def pull(self, y: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
