@@ -67,7 +67,7 @@ class _Kernels(NamedTuple):
         return self.stride, self.padding, self.dilation, False, (0,) * len(self.stride), self.groups
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Y = W x + b."""
+        """W x + b."""
         return torch.convolution(x, weight, bias, *self.settings)
 
     def pull(self, y: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, ...]) -> tuple[Tensor | None, ...]:

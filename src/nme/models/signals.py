@@ -1,10 +1,10 @@
 """Convolutions of signals on the CPU, as products of long matrices: 2 to 3 times as fast as PyTorch's, and exact.
 
 Signals are in memory channels last: (B, C, L) with the L·C numbers of an example in the order (L, C). The convolution
-is a banded matrix: input i (C numbers) and output o (C' numbers) meet in the block W[i + p − s·o] of tap i + p − s·o,
-for stride s and padding p. It is cut into equal blocks that lie along the band (``_Blocks``), all the same matrix M,
-small and nearly full, with a row for each number that enters and a column for each that leaves. With X the inputs of
-all blocks, one row per block, and Y the outputs, likewise, the three products of training are
+is a banded matrix: input i (C numbers) and output o (C' numbers) meet in the C×C' matrix W[i + p − s·o], one for each
+tap of the kernel, for stride s and padding p. It is cut into equal blocks along the band (``_Blocks``), all the same
+matrix M, small and nearly full, with a row for each number that enters and a column for each that leaves. With X the
+inputs of all blocks, one row per block, and Y their outputs, likewise, the three products of training are
 
     Y = X M,    X̄ = Ȳ Mᵀ,    M̄ = Xᵀ Ȳ.
 
@@ -23,16 +23,13 @@ WHOLE = 1.2  # A signal up to this many kernels long is one block.
 
 
 class Products(NamedTuple):
-    """The products of one layer, for paddings shorter than the kernel.
-
-    ``nme.models.convolutions`` differentiates them.
-    """
+    """The products of a layer with padding < kernel; ``nme.models.convolutions`` differentiates them."""
 
     stride: int
     padding: int
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Y = W x + b, (B, C', L')."""
+        """W x + b, (B, C', L')."""
         blocks = _blocks(x.shape[2], weight.shape[2], *self, of_inputs=False)
         rows, matrix = blocks.inputs.rows(x), blocks.matrix(weight)
         if bias is None:
@@ -87,9 +84,8 @@ class _Blocks(NamedTuple):
         points = max(self.tap + size, (outputs - 1) * self.stride + kernel)
         band = weight.new_zeros(points * point)
         matrix = band.as_strided((size * channels, across), (across, 1), self.tap * point)
-        return matrix, band.as_strided(
-            (outputs, kernel, channels, width), (self.stride * point + width, point, across, 1)
-        )
+        strides = (self.stride * point + width, point, across, 1)
+        return matrix, band.as_strided((outputs, kernel, channels, width), strides)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """M."""
