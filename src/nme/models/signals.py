@@ -3,8 +3,8 @@
 Signals lie in memory channels last: (B, C, L) with the L·C numbers of an example in the order (L, C). The convolution
 is a banded matrix: input i (C numbers) and output o (C' numbers) meet in the C×C' matrix W[i + p − s·o], one for a
 tap of the kernel, for stride s and padding p. It is cut into equal blocks that lie along the band (``_Blocks``), all
-the same matrix M, small and nearly full, with a row for each number that enters and a column for each that leaves. With X
-the inputs of all blocks, a row a block, and Y their outputs, likewise, the three products of training are
+the same matrix M, small and nearly full, with a row for each number that enters and a column for each that leaves. With
+X the inputs of all blocks, a row a block, and Y their outputs, likewise, the three products of training are
 
     Y = X M,    X̄ = Ȳ Mᵀ,    M̄ = Xᵀ Ȳ.
 
