@@ -1,4 +1,4 @@
-"""Convolutions of signals on the CPU, as products of long matrices: exact, and back 1.6 to 3 times as fast as PyTorch's.
+"""Convolutions of signals on the CPU, as products of long matrices: back, 1.6 to 3 times as fast as PyTorch's.
 
 Signals are in memory channels last: (B, C, L) with the L·C numbers of an example in the order (L, C). The convolution
 is a banded matrix: input i (C numbers) and output o (C' numbers) meet in the C×C' matrix W[i + p − s·o], one for each
