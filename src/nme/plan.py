@@ -23,7 +23,7 @@ class Speed:
     start: float
 
 
-SPEED = {"cpu": Speed(2.5e10, 0.4e-3, 2.8), "cuda": Speed(1e13, 3e-3, 15)}
+SPEED = {"cpu": Speed(2.5e10, 0.4e-3, 3.3), "cuda": Speed(1e13, 3e-3, 15)}
 FASTER = {"fp32": 1, "tf32": 3, "bf16": 6}
 SNAPSHOT_BYTES = 4  # a parameter
 METRICS_BYTES = 12_000  # a job's parquet file, with its provenance
