@@ -36,8 +36,9 @@ def check_image(image: Path) -> None:
         raise NmeError(f"{image}: the container image is of nme {found}, this is nme {nme.__version__} ({HOW})")
     if labels.get(CODE_LABEL) != code_hash():
         raise NmeError(f"{image}: the container image was built from other code than src/nme has now ({HOW})")
-    if not _runs(image):
-        raise NmeError(f"{image}: the container image is damaged, `nme --version` fails in it ({HOW})")
+    failure = _failure(image)
+    if failure:
+        raise NmeError(f"{image}: `nme --version` fails in the container image: {failure} ({HOW})")
 
 
 def _client():
@@ -56,6 +57,10 @@ def _labels(image: Path) -> dict[str, str]:
     return found["attributes"].get("labels") or {}
 
 
-def _runs(image: Path) -> bool:
+def _failure(image: Path) -> str:
+    """Why a command fails in the image, in the last line of what Apptainer says; nothing if it runs."""
     done = _client().execute(str(image), ["nme", "--version"], return_result=True)
-    return isinstance(done, dict) and done["return_code"] == 0
+    if not isinstance(done, dict):
+        return str(done)
+    said = "".join(done["message"]).strip()
+    return "" if done["return_code"] == 0 else said.splitlines()[-1] if said else f"exit code {done['return_code']}"
