@@ -55,9 +55,9 @@ image: .venv/installed
 lock: .venv/installed
 	$(BIN)/python containers/lock.py
 
-# the JSON schemas of the configuration, from src/nme/config.py
+# the JSON schemas of the configuration, from src/nme/config
 schemas: .venv/installed
-	$(BIN)/python -m nme.config workflow/schemas
+	$(BIN)/python -m nme.config.schemas workflow/schemas
 
 # delete every result of every scale; keep the environment and what was downloaded
 clean:

@@ -58,14 +58,6 @@ class Activation(Named):
         """
         return self if self.piecewise_linear else Diminished(self)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """φ(x), differentiable at least twice with exactly ``first`` and ``second``."""
-        if self.genuine:
-            return self.value(x)
-        from nme.prescribed import Prescribed
-
-        return Prescribed.apply(x, self)
-
 
 def _pdf(x: Tensor) -> Tensor:
     """Density of the standard normal distribution."""

@@ -4,7 +4,7 @@ To add one: write a class with ``update`` and decorate it. Configurations, paths
 
 Weight decay is no business of a method: it acts on the update, outside L, and enters neither ĝ nor the penalty.
 In train mode a penalty is computed on the batch's own batch-norm statistics; running statistics are updated once a
-step, by the clean pass. A batch may be cut into parts and shared out to processes (``nme.products``): whatever a method
+step, by the clean pass. A batch may be cut into parts and shared out to processes (``nme.derivatives.products``): whatever a method
 computes is of the whole batch. Random numbers are drawn first, so that the rest of a step can be compiled.
 
 This module is imported to check a configuration, where torch may be absent, so torch is imported where it computes.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from nme.products import Batch
+    from nme.derivatives.batch import Batch
 
 METHODS = Registry("training method")
 
@@ -76,7 +76,8 @@ class Sgd(Method):
     symbol = None
 
     def update(self, model, batch, strength, noise):
-        from nme.products import batch_gradient, norm
+        from nme.derivatives.products import batch_gradient
+        from nme.derivatives.vectors import norm
 
         clean = batch_gradient(model, batch)
         return Update(clean.gradient, clean.loss, clean.logits, norm(clean.gradient))
@@ -99,7 +100,8 @@ class GradientPenalty(Method):
     def update(self, model, batch, strength, noise):
         import torch
 
-        from nme.products import batch_gradient, hessian_product, norm
+        from nme.derivatives.products import batch_gradient, hessian_product
+        from nme.derivatives.vectors import norm
 
         clean = batch_gradient(model, batch, keep_graph=True)
         size = norm(clean.gradient)
@@ -126,7 +128,9 @@ class Sam(Method):
     def update(self, model, batch, strength, noise):
         import torch
 
-        from nme.products import batch_gradient, displaced, frozen_statistics, norm
+        from nme.derivatives.products import batch_gradient
+        from nme.derivatives.running_statistics import frozen_statistics
+        from nme.derivatives.vectors import displaced, norm
 
         clean = batch_gradient(model, batch)
         size = norm(clean.gradient)
@@ -161,7 +165,8 @@ class GradientPenaltyWithoutNme(Method):
     def update(self, model, batch, strength, noise):
         import torch
 
-        from nme.products import batch_gradient, gauss_newton_product, norm
+        from nme.derivatives.products import batch_gradient, gauss_newton_product
+        from nme.derivatives.vectors import norm
 
         clean = batch_gradient(model, batch, keep_jacobian=True)
         size = norm(clean.gradient)
@@ -184,7 +189,8 @@ class WeightNoise(Method):
     has_clean_pass = False
 
     def update(self, model, batch, strength, noise):
-        from nme.products import batch_gradient, displaced, norm, normal
+        from nme.derivatives.products import batch_gradient
+        from nme.derivatives.vectors import displaced, norm, normal
 
         parameters = [p for p in model.parameters() if p.requires_grad]
         with displaced(parameters, normal(parameters, noise), strength**0.5):
@@ -212,8 +218,9 @@ class HessianTrace(Method):
     def update(self, model, batch, strength, noise):
         import torch
 
-        from nme.products import batch_gradient, mean_over_parts, norm, rademacher
-        from nme.taylor import quadratic_form
+        from nme.derivatives.products import batch_gradient, mean_over_parts
+        from nme.derivatives.taylor import quadratic_form
+        from nme.derivatives.vectors import norm, rademacher
 
         parameters = [p for p in model.parameters() if p.requires_grad]
         probes = [rademacher(parameters, noise) for _ in range(self.k)]
@@ -251,14 +258,10 @@ class GaussNewtonTrace(Method):
     def update(self, model, batch, strength, noise):
         import torch
 
-        from nme.products import (
-            batch_gradient,
-            drawn_labels,
-            frozen_statistics,
-            hessian_product,
-            norm,
-            uniform,
-        )
+        from nme.derivatives.cross_entropy import drawn_labels
+        from nme.derivatives.products import batch_gradient, hessian_product
+        from nme.derivatives.running_statistics import frozen_statistics
+        from nme.derivatives.vectors import norm, uniform
 
         draws = uniform((self.k, batch.size), noise)
         clean = batch_gradient(model, batch, keep_logits=True)
@@ -294,7 +297,8 @@ class GaussNewtonTraceByProbes(Method):
     def update(self, model, batch, strength, noise):
         import torch
 
-        from nme.products import batch_gradient, gauss_newton_form_gradient, norm, rademacher
+        from nme.derivatives.products import batch_gradient, gauss_newton_form_gradient
+        from nme.derivatives.vectors import norm, rademacher
 
         probes = [rademacher([p for p in model.parameters() if p.requires_grad], noise) for _ in range(self.k)]
         clean = batch_gradient(model, batch, keep_jacobian=True)

@@ -4,7 +4,7 @@ from itertools import product
 
 from hypothesis import strategies as st
 
-from nme.measure import ON_TRAINING_BATCHES
+from nme.quantities import ON_TRAINING_BATCHES
 
 # Tried for a parameter that takes any number, beside its default. A method's may be counts (of probes, say).
 ACTIVATION_NUMBERS = (0.5, 1, 4)

@@ -11,9 +11,11 @@ import pytest
 from claims_examples import PENALTY, SGD, STRONG, claim_of, contrast_of, differing, spec_of, table_of, traces_of
 from scipy.stats import ttest_1samp, ttest_ind
 
-from nme import parquet
-from nme.claims import decide, overall, readers_table, write_claims
+from nme.claims.report import overall, readers_table
+from nme.claims.verdicts import decide
 from nme.errors import NmeError
+from nme.outputs import parquet
+from nme.stages.claims import write_claims
 
 EXPECTATIONS = ("positive", "similar", "not negative", "different")
 GOOD, BAD, UNCLEAR = [4.9, 5.0, 5.1, 5.2], [-4.9, -5.0, -5.1, -5.2], [-9, 8, -6, 7]

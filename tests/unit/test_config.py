@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nme import grid
-from nme.config import Project, load_project
+from nme.config.project import Project, load_project
 from nme.errors import NmeError
 from nme.figures import drawable
+from nme.grid import cells
 
 ROOT = Path(__file__).parents[2]
 SCALES = sorted(path.stem for path in (ROOT / "config/scales").glob("*.yaml"))
@@ -431,7 +431,7 @@ def test_a_strength_has_one_cell_however_it_is_written(folder, written):
     assert "rho: [0, 0.1, 0.3]" in text
     (folder.path / SCALE).write_text(text.replace("rho: [0, 0.1, 0.3]", f"rho: [{written}]"))
     project = folder.load()
-    cells = grid.cells(project.figures["fig2"], project.scale)
+    cells = cells.cells(project.figures["fig2"], project.scale)
     assert {cell.strength for cell in cells} == {"0.001"}
 
 

@@ -21,15 +21,21 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from registry_examples import measured_on
 
-from nme import __version__, grid, parquet
+from nme import __version__
 from nme.activations import ACTIVATIONS
-from nme.claims import decide
-from nme.config import Project, load_project
+from nme.claims.effects_map import effects_and_shares
+from nme.claims.verdicts import decide
+from nme.config.project import Project, load_project
 from nme.errors import NmeError
-from nme.figures import curves, drawable, plot, style
-from nme.map import effects_and_shares
-from nme.measure import QUANTITIES
+from nme.figures import curves, drawable, style
+from nme.grid.cells import cells
+from nme.grid.claims import claims_spec, map_spec
+from nme.grid.paths import figures_read, table_path
+from nme.grid.specs import landscape_spec, plot_spec, table_spec
 from nme.methods import METHODS
+from nme.outputs import parquet
+from nme.quantities import QUANTITIES
+from nme.stages.plot import plot
 
 ROOT = Path(__file__).parents[2]
 SCALES = sorted(path.stem for path in (ROOT / "config/scales").glob("*.yaml"))
@@ -58,7 +64,7 @@ def _coarse(monkeypatch):
 
 
 def highest(project: Project, name: str) -> float:
-    return max(float(cell.strength) for cell in grid.cells(project.figures[name], project.scale))
+    return max(float(cell.strength) for cell in cells(project.figures[name], project.scale))
 
 
 # Which members have diverged: by the strength, the highest one of the figure, and the seed.
@@ -76,9 +82,9 @@ def accuracies(project: Project, name: str, case: str = "every loss finite") -> 
     """A table of a grid figure as the tables stage makes it; accuracies fall with the strength."""
     random = np.random.default_rng(0)
     rows = []
-    for cell in grid.cells(project.figures[name], project.scale):
+    for cell in cells(project.figures[name], project.scale):
         strength, most = float(cell.strength), highest(project, name) or 1
-        recipe = grid.table_spec(project, name)["recipes"][cell.recipe]
+        recipe = table_spec(project, name)["recipes"][cell.recipe]
         for seed in range(project.scale.seeds):
             lost = CASES[case](strength, most, seed)
             test, train = 0.85 - 0.3 * strength / most + random.normal(0, 0.01, 2)
@@ -102,9 +108,9 @@ def measurements(project: Project, name: str, case: str = "every loss finite") -
     figure, random = project.figures[name], np.random.default_rng(0)
     times = [float(at) for at in project.scale.axes[figure.measure.at]]
     rows = []
-    for cell in grid.cells(figure, project.scale):
+    for cell in cells(figure, project.scale):
         strength, most = float(cell.strength), highest(project, name)
-        panel = grid.table_spec(project, name)["recipes"][cell.recipe]["title"]
+        panel = table_spec(project, name)["recipes"][cell.recipe]["title"]
         for seed in range(project.scale.seeds):
             lost = CASES[case](strength, most, seed)
             for at in times[:1] if lost else times:
@@ -131,15 +137,15 @@ def landscape(project: Project, name: str, points: int = 7) -> pd.DataFrame:
 def table_of(project: Project, name: str, case: str = "every loss finite") -> pd.DataFrame:
     figure = project.figures[name]
     if figure.map:
-        read = {other: table_of(project, other, case) for other in grid.figures_read(project, name)}
-        return effects_and_shares(grid.map_spec(project, name), read)
+        read = {other: table_of(project, other, case) for other in figures_read(project, name)}
+        return effects_and_shares(map_spec(project, name), read)
     if figure.claims:
         tables = {
-            grid.table_path(project, other): table_of(project, other, case)
+            table_path(project, other): table_of(project, other, case)
             for other, its in project.figures.items()
             if its.grid
         }
-        return decide(grid.claims_spec(project, name), tables)
+        return decide(claims_spec(project, name), tables)
     make = landscape if figure.landscape else measurements if figure.measure else accuracies
     return make(project, name) if figure.landscape else make(project, name, case)
 
@@ -153,10 +159,10 @@ def record_of(project: Project, name: str) -> dict:
     """What is kept with the table."""
     figure = project.figures[name]
     if figure.landscape:
-        return {"spec": grid.landscape_spec(figure)}
+        return {"spec": landscape_spec(figure)}
     if figure.map:
-        return {"spec": grid.map_spec(project, name)}
-    return {"spec": grid.claims_spec(project, name) if figure.claims else grid.table_spec(project, name)}
+        return {"spec": map_spec(project, name)}
+    return {"spec": claims_spec(project, name) if figure.claims else table_spec(project, name)}
 
 
 def draw(project: Project, name: str, table: pd.DataFrame, folder: Path) -> dict[str, bytes]:
@@ -165,14 +171,14 @@ def draw(project: Project, name: str, table: pd.DataFrame, folder: Path) -> dict
     parquet.write(pa.Table.from_pandas(table, preserve_index=False), path, record_of(project, name))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot(grid.plot_spec(project, name), path, folder / "out" / f"{name}.pdf")
+        plot(plot_spec(project, name), path, folder / "out" / f"{name}.pdf")
     assert not pyplot.get_fignums(), "a figure that is not closed stays in memory"
     return {p.suffix: p.read_bytes() for p in (folder / "out").iterdir()}
 
 
 def look_into(project: Project, name: str, table: pd.DataFrame):
     """The figure and its numbers."""
-    spec = grid.plot_spec(project, name)
+    spec = plot_spec(project, name)
     module = import_module(f"nme.figures.{'curves' if 'curves' in spec else name}")
     with warnings.catch_warnings(), pyplot.rc_context(style.RC):
         warnings.simplefilter("error")
@@ -279,7 +285,7 @@ def test_the_same_table_is_the_same_bytes(tmp_path):
         path = tmp_path / f"{name}.parquet"
         table = pa.Table.from_pandas(table_of(PROJECT, name, "some diverged"), preserve_index=False)
         parquet.write(table, path, record_of(PROJECT, name))
-        jobs[str(path)] = grid.plot_spec(PROJECT, name)
+        jobs[str(path)] = plot_spec(PROJECT, name)
     processes = []
     for seed in ("1", "2"):
         (tmp_path / seed).mkdir()
@@ -325,7 +331,7 @@ def configured(project: Project, name: str) -> dict[str, str]:
         (ACTIVATIONS, project.style.activation) if kind == "activation" else (METHODS, project.style.method)
     )
     found = {}
-    for cell in grid.cells(project.figures[name], project.scale):
+    for cell in cells(project.figures[name], project.scale):
         text = getattr(cell, kind)
         colour = chosen.get(text) or chosen.get(text.split("-")[0])
         if colour:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from nme import __version__, image
+from nme import __version__
 from nme.errors import NmeError
+from nme.workflow import container_image as image
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,9 +10,10 @@ import pytest
 from claims_examples import contrast_of, table_of
 from scipy.stats import spearmanr, t
 
-from nme import parquet
+from nme.claims.effects_map import dependence, effects_and_shares, shares_of
 from nme.errors import NmeError
-from nme.map import dependence, effects_and_shares, shares_of, write_map
+from nme.outputs import parquet
+from nme.stages.map import write_map
 
 SEEDS = range(4)
 RECIPES = ("a", "b", "c", "d", "e")

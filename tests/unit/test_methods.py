@@ -13,9 +13,9 @@ import torch
 from dense_reference import NETWORKS, Dense, central_differences, example, flat, interpolating, relative_error
 
 from nme.activations import ACTIVATIONS
+from nme.derivatives.batch import Batch
 from nme.methods import METHODS
-from nme.products import Batch
-from nme.streams import stream
+from nme.runtime.random_streams import stream
 
 GELU = ACTIVATIONS.parse("gelu")
 RHO = 0.3

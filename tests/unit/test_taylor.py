@@ -8,10 +8,10 @@ from dense_reference import NETWORKS, Dense, example, flat, interpolating, relat
 from torch import nn
 
 from nme.activations import ACTIVATIONS
+from nme.derivatives.activate import Activate
+from nme.derivatives.batch import Batch
+from nme.derivatives.taylor import Taylor, quadratic_form
 from nme.errors import NmeError
-from nme.models.layers import Activate
-from nme.products import Batch
-from nme.taylor import Taylor, quadratic_form
 
 GELU = ACTIVATIONS.parse("gelu")
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from nme import train
-from nme.batches import Data, Examples, crop_and_flip
-from nme.config import Recipe
+from nme.config.scale import Recipe
+from nme.data.augment import crop_and_flip
+from nme.data.examples import Examples
+from nme.data.in_memory import Data
+from nme.derivatives.activate import Activate
 from nme.methods import METHODS, Method
-from nme.models.layers import Activate
-from nme.streams import derived_seed, stream
-from nme.train import Job, Member, learning_rate
+from nme.runtime.random_streams import derived_seed, stream
+from nme.stages.train import COLUMNS
+from nme.training.member import Job, Member, learning_rate
 
 SETTINGS = {
     "dataset": "digits",
@@ -364,7 +366,7 @@ class TestMember:
             assert row["gradient_norm"] == pytest.approx(norm, rel=1e-12)
             assert row["learning_rate"] == pytest.approx(0.1 * math.cos(math.pi * (epoch + 2.5 / 3) / 6) ** 2)
             assert row["seconds"] > 0
-            assert set(row) == set(train.COLUMNS.names)
+            assert set(row) == set(COLUMNS.names)
         assert (rows[5]["test_loss"], rows[5]["test_accuracy"]) == member.evaluate()
         assert member.rows == [rows[2], rows[5]]
 

@@ -10,16 +10,19 @@ from torch import nn
 from torch.nn import functional
 
 from nme.activations import ACTIVATIONS, Activation
-from nme.batches import Data, crop_and_flip
-from nme.config import Recipe, load_project
+from nme.config.project import load_project
+from nme.config.scale import Recipe
+from nme.curvature.update_shares import along_gradient, diminished, mean_and_error, numbers_of
+from nme.data.augment import crop_and_flip
+from nme.data.in_memory import Data
+from nme.data.training_batches import TrainingBatches
+from nme.derivatives.activate import Activate
+from nme.derivatives.batch import Batch, Split
 from nme.errors import NmeError
-from nme.measure import QUANTITIES
+from nme.grid.plan import Estimate
 from nme.methods import METHODS
-from nme.models.layers import Activate
-from nme.plan import Estimate
-from nme.products import Batch, Split
-from nme.streams import stream
-from nme.update_shares import TrainingBatches, along_gradient, diminished, mean_and_error, numbers_of
+from nme.quantities import QUANTITIES
+from nme.runtime.random_streams import stream
 
 GELU = ACTIVATIONS.parse("gelu")
 PARTS = {"whole": (6,), "parts": (5, 5, 5)}

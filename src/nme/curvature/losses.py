@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from nme.derivatives.cross_entropy import softmax_hessian_product
 from nme.errors import NmeError
-from nme.products import softmax_hessian_product
 
 
 class CrossEntropy:

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nme.curvature.losses import Loss, loss_of
+from nme.derivatives.modes import cotangents_only, differentiated_twice
+from nme.derivatives.products import pairing
+from nme.derivatives.running_statistics import frozen_statistics
 from nme.errors import NmeError, unknown
-from nme.models.differentiation import cotangents_only, differentiated_twice
-from nme.products import frozen_statistics, pairing
 
 
 class Products(NamedTuple):

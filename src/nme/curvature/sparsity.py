@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from nme.activations import Activation
-from nme.models.layers import Activate
-from nme.products import frozen_statistics
+from nme.derivatives.activate import Activate
+from nme.derivatives.running_statistics import frozen_statistics
 
 THRESHOLD = 1e-3  # of the largest |φ''| there is
 
