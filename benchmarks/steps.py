@@ -81,7 +81,6 @@ def member_of(network: str, variant: str = "eager"):
     from nme.config.scale import Recipe
     from nme.data.in_memory import Data
     from nme.datasets import DATASETS
-
     from nme.methods import METHODS
     from nme.training.member import Job, Member
 

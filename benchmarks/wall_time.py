@@ -179,8 +179,14 @@ def starts(root: Path, scale: str) -> list[tuple[str, float]]:
     return [
         ("Python alone", median_seconds(python("-c", "pass"))),
         ("`import torch`", median_seconds(python("-c", "import torch"))),
-        ("all that `nme train` imports", median_seconds(python("-c", "import nme.cli, nme.training.progress, nme.stages.train"))),
-        ("all that `nme measure` imports", median_seconds(python("-c", "import nme.cli, nme.curvature, nme.stages.measure"))),
+        (
+            "all that `nme train` imports",
+            median_seconds(python("-c", "import nme.cli, nme.training.progress, nme.stages.train")),
+        ),
+        (
+            "all that `nme measure` imports",
+            median_seconds(python("-c", "import nme.cli, nme.curvature, nme.stages.measure")),
+        ),
         ("all that `nme plot` imports", median_seconds(python("-c", "import nme.cli, nme.figures.curves"))),
         ("`nme --version`", median_seconds(python("-m", "nme.cli", "--version"))),
         ("`snakemake --version`", median_seconds(command(*snakemake[:3], "--version"))),

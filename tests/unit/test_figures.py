@@ -27,7 +27,7 @@ from nme.claims.effects_map import effects_and_shares
 from nme.claims.verdicts import decide
 from nme.config.project import Project, load_project
 from nme.errors import NmeError
-from nme.figures import curves, drawable, style
+from nme.figures import DRAWINGS, curves, style
 from nme.grid.cells import cells
 from nme.grid.claims import claims_spec, map_spec
 from nme.grid.paths import figures_read, table_path
@@ -179,7 +179,7 @@ def draw(project: Project, name: str, table: pd.DataFrame, folder: Path) -> dict
 def look_into(project: Project, name: str, table: pd.DataFrame):
     """The figure and its numbers."""
     spec = plot_spec(project, name)
-    module = import_module(f"nme.figures.{'curves' if 'curves' in spec else name}")
+    module = import_module(f"nme.figures.{'curves' if 'curves' in spec else 'drawings.' + name}")
     with warnings.catch_warnings(), pyplot.rc_context(style.RC):
         warnings.simplefilter("error")
         return module.draw(table, spec, record_of(project, name))
@@ -213,7 +213,9 @@ def drawn_texts(figure, dpi: float = 200) -> dict[Text, object]:
 
 def test_each_figure_has_a_table_here():
     assert sorted(CURVES + MEASURED + LANDSCAPES + CLAIMS + MAPS) == sorted(PROJECT.figures)
-    assert sorted(MEASURED + LANDSCAPES + CLAIMS + MAPS) == drawable()
+    assert sorted(MEASURED + LANDSCAPES + CLAIMS + MAPS) == sorted(DRAWINGS)
+    files = (ROOT / "src/nme/figures/drawings").glob("[a-z]*.py")
+    assert sorted(DRAWINGS) == sorted(path.stem for path in files), "listed in nme.figures"
 
 
 # ------------------------------------------------------------ every figure
@@ -281,7 +283,7 @@ assert "torch" not in sys.modules, "drawing needs no torch"
 def test_the_same_table_is_the_same_bytes(tmp_path):
     """In two processes, as what depends on the time or on the order in a set would show only there."""
     jobs = {}
-    for name in [*drawable(), *CURVES[-1:]]:  # each module once
+    for name in [*DRAWINGS, *CURVES[-1:]]:  # each module once
         path = tmp_path / f"{name}.parquet"
         table = pa.Table.from_pandas(table_of(PROJECT, name, "some diverged"), preserve_index=False)
         parquet.write(table, path, record_of(PROJECT, name))

@@ -16,9 +16,9 @@ from nme.config.figure import Figure
 from nme.config.project import Project, load_project
 from nme.config.scale import Scale
 from nme.datasets import DATASETS
-
 from nme.errors import NmeError
-from nme.grid import cells
+from nme.grid import cells as grid_cells
+from nme.grid.captions import scale_sentence
 from nme.grid.cells import (
     Cell,
     expand,
@@ -34,7 +34,6 @@ from nme.grid.paths import dataset_files, figures_read, measured_path, metrics_p
 from nme.grid.specs import (
     STAGE_VERSION,
     dataset_spec,
-    described,
     landscape_spec,
     measure_spec,
     plot_spec,
@@ -43,6 +42,7 @@ from nme.grid.specs import (
 )
 from nme.methods import METHODS
 from nme.quantities import QUANTITIES
+from nme.registry import number
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "workflow" / "rules"
@@ -59,7 +59,7 @@ def names(draw, registry):
     text = cls.name
     for key, parameter in cls.parameters.items():
         values = numbers_for(parameter)
-        text += f"-{key}={grid.number(draw(values))}"
+        text += f"-{key}={number(draw(values))}"
     return text
 
 
@@ -82,7 +82,7 @@ def figure_of(measure: dict | None = None, curves: dict | None = None, **axes) -
 
 def paths_of(figure: Figure, scale: Scale) -> list[str]:
     """The cells without their recipe, which is the first of them."""
-    found = [cell.path.split("/", 1) for cell in cells.cells(figure, scale)]
+    found = [cell.path.split("/", 1) for cell in grid_cells.cells(figure, scale)]
     return [path for recipe, path in found if recipe == found[0][0]]
 
 
@@ -282,7 +282,7 @@ def test_jobs_examples(seeds, per_job, jobs):
 def test_cells_of_a_figure():
     scale = scale_of(axes={"rho": [0, 0.1]})
     figure = figure_of(activation=["relu", "gelu"], method={"grad_norm": "rho", "grad_norm-p=2": "rho"})
-    assert [cell.path for cell in cells.cells(figure, scale)] == [
+    assert [cell.path for cell in grid_cells.cells(figure, scale)] == [
         f"{recipe}/{phi}/{rest}"
         for recipe in ("mnist1d_cnn", "digits_mlp")
         for phi in ("relu", "gelu")
@@ -299,7 +299,7 @@ def test_cells_of_a_figure():
 def test_each_cell_and_job_is_there_once(phi, methods, axis, seeds):
     scale = scale_of(axes={"rho": axis}, seeds=seeds)
     figure = figure_of(activation=phi, method=dict.fromkeys(methods, "rho"))
-    found = cells.cells(figure, scale)
+    found = grid_cells.cells(figure, scale)
     assert len(set(found)) == len(found)
     penalties = sum(m != "sgd" for m in methods) * sum(s > 0 for s in axis)
     shared = "sgd" in methods or 0 in axis
@@ -358,7 +358,7 @@ def test_sgd_takes_any_axis_and_is_one_cell():
 
 def test_only_the_recipes_of_the_panels_are_trained():
     scale = scale_of(panels={"one": ["digits_mlp"], "all": ["mnist1d_cnn", "digits_mlp"]})
-    assert {cell.recipe for cell in cells.cells(figure_of(panels="one"), scale)} == {"digits_mlp"}
+    assert {cell.recipe for cell in grid_cells.cells(figure_of(panels="one"), scale)} == {"digits_mlp"}
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -366,7 +366,7 @@ def test_cells_of_every_shipped_figure_are_distinct_and_parse_back(scale):
     project = project_of(scale)
     for name, figure in project.figures.items():
         if figure.grid:
-            found = cells.cells(figure, project.scale)
+            found = grid_cells.cells(figure, project.scale)
             assert len({cell.path for cell in found}) == len(found) > 1, name
             assert [Cell.from_path(cell.path) for cell in found] == found
             assert {cell.recipe for cell in found} == set(project.scale.panels[figure.grid.panels])
@@ -375,7 +375,7 @@ def test_cells_of_every_shipped_figure_are_distinct_and_parse_back(scale):
 
 def test_two_figures_share_the_cells_that_both_ask_for():
     scale = scale_of()
-    one, other = (set(cells.cells(figure_of(activation=a), scale)) for a in (["relu"], ["gelu", "relu"]))
+    one, other = (set(grid_cells.cells(figure_of(activation=a), scale)) for a in (["relu"], ["gelu", "relu"]))
     assert one < other
 
 
@@ -432,7 +432,7 @@ def test_measurements_are_the_union_over_the_figures(scale):
     wanted = {}
     for figure in project.figures.values():
         if figure.measure:
-            for cell in cells.cells(figure, project.scale):
+            for cell in grid_cells.cells(figure, project.scale):
                 for quantity in figure.measure.quantities:
                     times = [float(value) for value in project.scale.axes[figure.measure.at]]
                     wanted.setdefault(cell, {}).setdefault(quantity, []).extend(times)
@@ -783,7 +783,7 @@ def test_a_setting_of_a_map_has_both_effects_and_shares():
 
 
 def test_a_maps_caption_lists_its_settings():
-    said = described(project_of("tiny"), "map")
+    said = scale_sentence(project_of("tiny"), "map")
     assert said == "Settings: (1) MNIST-1D, 2-layer CNN; (2) Digits 8×8, MLP. 2 seeds."
 
 
@@ -887,7 +887,7 @@ def test_a_family_has_one_colour_unless_a_member_has_its_own():
 
 def test_a_caption_says_which_values_and_how_many_combinations():
     project = project_with(figure_of(**MANY), **AXES)
-    said = described(project, "fig0")
+    said = scale_sentence(project, "fig0")
     assert "rho 0, 0.1, 0.2" in said
     assert "beta 2, 4" in said
     assert "probes 1, 3" in said
@@ -911,8 +911,8 @@ def noisy_project() -> Project:
 def test_a_caption_names_the_label_noise():
     project = noisy_project()
     sentence = " 25 % of the training labels of 'digits_noisy' are random; test labels are clean."
-    assert described(project, "both").endswith(sentence)
-    assert "labels" not in described(project, "clean")
+    assert scale_sentence(project, "both").endswith(sentence)
+    assert "labels" not in scale_sentence(project, "clean")
 
 
 def test_two_datasets_of_one_source_have_files_and_settings_of_their_own():
@@ -952,7 +952,7 @@ def test_the_scales_seeds_are_taken_where_the_users_page_has_none():
 def test_a_table_depends_on_its_cells_and_seeds():
     project = project_of("tiny")
     spec = table_spec(project, "fig2")
-    assert spec["cells"] == [cell.path for cell in cells.cells(project.figures["fig2"], project.scale)]
+    assert spec["cells"] == [cell.path for cell in grid_cells.cells(project.figures["fig2"], project.scale)]
     assert spec["seeds"] == project.scale.seeds
     assert set(spec["recipes"]) == set(project.scale.panels["all"])
     assert {name: recipe["chance"] for name, recipe in spec["recipes"].items()} == {

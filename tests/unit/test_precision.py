@@ -84,7 +84,7 @@ def test_a_recipe_says_which(monkeypatch):
     inputs = job.as_computed(torch.randn(8, 3, 8, 8))
     assert inputs.dtype == torch.bfloat16
     assert inputs.is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(train, "compiled", lambda update: "compiled")
+    monkeypatch.setattr(member, "compiled", lambda update: "compiled")
     assert job.update == "compiled"
     prescribed = Job(recipe, "augmented_relu-beta=2", METHODS.parse("sgd"), 0.0, None, None, 10, None)
     assert prescribed.update == prescribed.method.update, "a compiler does not follow it"

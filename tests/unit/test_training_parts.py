@@ -332,7 +332,7 @@ class TestMember:
 
     @pytest.mark.parametrize("size", [1, 4, 500])
     def test_test_loss_and_accuracy_are_means_over_all_test_examples(self, size, monkeypatch):
-        monkeypatch.setattr(train, "EVALUATION_BATCH", size)
+        monkeypatch.setattr("nme.training.member.EVALUATION_BATCH", size)
         member = Member(cell(), 0)
         steps(member, 3)
         loss, accuracy = member.evaluate()

@@ -10,7 +10,7 @@ import yaml
 from workflow_project import ROOT
 
 from nme.config.project import load_project
-from nme.grid import cells
+from nme.grid import cells as grid_cells
 from nme.grid.cells import Cell, training_jobs
 from nme.grid.paths import sources, table_path
 
@@ -44,7 +44,7 @@ def from_tables(names: set[str], **more: int) -> dict[str, int]:
 
 def trained_again(wanted: Wanted) -> dict[str, int]:
     """These cells are trained again, those of them that are measured are, and all is made that shows one."""
-    names = {name for name, figure in GRIDS.items() if any(map(wanted, cells.cells(figure, TINY.scale)))}
+    names = {name for name, figure in GRIDS.items() if any(map(wanted, grid_cells.cells(figure, TINY.scale)))}
     return from_tables(names, train=len(jobs(GRIDS, wanted)), measure=len(jobs(MEASURING, wanted)))
 
 
@@ -55,7 +55,7 @@ def drawn_with(kind: str, *names: str) -> dict[str, int]:
         for figure in GRIDS.values()
         if figure.curves
         and figure.curves.lines == kind
-        and {getattr(cell, kind).split("-")[0] for cell in cells.cells(figure, TINY.scale)} & set(names)
+        and {getattr(cell, kind).split("-")[0] for cell in grid_cells.cells(figure, TINY.scale)} & set(names)
     ]
     return plan(plot=len(shown))
 
@@ -118,7 +118,7 @@ def test_one_more_strength_trains_only_its_cells(done):
     new = {
         (cell.recipe, cell.activation, cell.method)
         for name in along
-        for cell in cells.cells(GRIDS[name], TINY.scale)
+        for cell in grid_cells.cells(GRIDS[name], TINY.scale)
         if GRIDS[name].grid.method.get(cell.method) == "rho"
     }
     assert done.planned("all") == from_tables(along, train=len(new))
@@ -171,7 +171,7 @@ def test_when_it_is_measured_reruns_the_cells_that_are_measured_then(done, axis)
     assert expected["train"] < len(jobs(GRIDS))
     # A caption names the values of the axes of its grid, which this may be one of.
     named = {name for name, figure in GRIDS.items() if axis in figure.grid.method.values()}
-    shown = {name for name, figure in GRIDS.items() if cells & set(cells.cells(figure, TINY.scale))}
+    shown = {name for name, figure in GRIDS.items() if cells & set(grid_cells.cells(figure, TINY.scale))}
     expected["plot"] += len(named - shown)
     assert done.planned("all") == expected
 

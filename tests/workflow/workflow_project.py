@@ -11,8 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from nme.config import project
-from nme.config.project import load_project
+from nme.config.project import Project, load_project
 from nme.grid.paths import sources
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +96,7 @@ class Project:
         finally:
             cli.write_text(original)
 
-    def configuration(self, scale: str = "tiny") -> project.Project:
+    def configuration(self, scale: str = "tiny") -> Project:
         """As it is now, checked."""
         return load_project({"scale": scale}, self.folder / "config")
 

@@ -1,7 +1,7 @@
 """Contrasts of test accuracies or traces: their effects per recipe and seed, how often members diverged, and the tests.
 
-The rule is at the head of ``nme.claims.verdicts``. ``contrast_effects`` and ``judge_contrast`` serve any figure that shows
-effects.
+The rule is at the head of ``nme.claims.verdicts``. ``contrast_effects`` and ``judge_contrast`` serve any figure
+that shows effects.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
 """The map: the effects of claims on each recipe, beside the share of the NME in the penalty's update there.
 
-**Effect** (vertical): the claim's contrast of final test accuracies in points, as ``nme.claims.verdicts`` has it: taken within a
-recipe and a seed, with Student's 95 % interval over the seeds. Positive is as the claim expects. Every contrast has one
-effect here. A contrast that the claims test at several strengths (``over`` each or any) enters with the mean over these
+**Effect** (vertical): the claim's contrast of final test accuracies in points, as ``nme.claims.verdicts`` has it: taken
+within a recipe and a seed, with Student's 95 % interval over the seeds. Positive is as the claim expects. Every
+contrast has one effect here. A contrast that the claims test at several strengths (``over`` each or any) enters with the mean over these
 strengths, which are fixed beforehand. The best of them would be biased. Seeds with a diverged member have no effect;
 they are counted beside it.
 

@@ -109,6 +109,7 @@ CSS = "body{font:14px sans-serif;margin:2em} td,th{padding:.4em .8em;text-align:
 
 
 def markdown(table: pd.DataFrame) -> str:
+    """The table in Markdown."""
     rows = [[text.replace("|", "\\|") for text in row] for row in table.astype(str).to_numpy().tolist()]
     lines = [list(table.columns), ["---"] * len(table.columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

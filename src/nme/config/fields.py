@@ -64,6 +64,8 @@ def as_value_error(check: Any) -> Any:
 
 
 def one_of(what: str, names: Any) -> Any:
+    """One of these names; ``what`` says in the message what they name."""
+
     def check(value: str) -> str:
         if value not in names:
             raise ValueError(unknown(what, value, names))
@@ -73,6 +75,7 @@ def one_of(what: str, names: Any) -> Any:
 
 
 def two_by_two(widths: list) -> list:
+    """Check that there are two weights to vary: two inputs, and two units in the first layer."""
     if min(widths[:2]) < 2:
         raise ValueError(
             f"is {widths} (allowed: at least 2 inputs and 2 units in the first layer, to vary two weights)"
@@ -81,6 +84,7 @@ def two_by_two(widths: list) -> list:
 
 
 def distinct(values: list) -> list:
+    """Check that no value is listed twice."""
     repeated = sorted({str(v) for v in values if values.count(v) > 1})
     if repeated:
         raise ValueError(f"{', '.join(repeated)} is listed more than once (each value makes one cell)")

@@ -81,7 +81,7 @@ class Taylor:
     def __torch_function__(cls, function, types, arguments=(), options=None):
         """What a model does between its layers, if it is linear: ``torch.flatten``, say."""
         if function not in (torch.flatten,):
-            raise NmeError(f"nme.derivatives.taylor has no rule for {function.__name__} (write the model with layers, or add one)")
+            raise NmeError(f"nme.taylor has no rule for {function.__name__} (write the model with layers, or add one)")
         taylor, *rest = arguments
         return taylor.map(lambda part: function(part, *rest, **(options or {})))
 
@@ -126,7 +126,7 @@ def _taylor_layers(model: nn.Module, directions: dict[int, Tensor]) -> Iterator[
             found = next((RULES[kind] for kind in type(layer).__mro__ if kind in RULES), None)
             if found is None and not any(layer.children()):
                 if any(True for _ in layer.parameters()):
-                    raise NmeError(f"nme.derivatives.taylor has no rule for {type(layer).__name__}, which has parameters (add one)")
+                    raise NmeError(f"nme.taylor has no rule for {type(layer).__name__}, which has parameters (add one)")
                 found = _linear if isinstance(layer, LINEAR) else _by_forward_mode
             if found is not None:
                 layer.forward = partial(found, layer, lambda p: Taylor(p, directions.get(id(p))))

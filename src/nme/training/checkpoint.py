@@ -86,5 +86,5 @@ class StopRequest:
         for received, handler in self._before.items():
             signal.signal(received, handler)
 
-    def note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
