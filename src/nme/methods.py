@@ -5,7 +5,8 @@ To add one: write a class with ``update`` and decorate it. Configurations, paths
 Weight decay is no business of a method: it acts on the update, outside L, and enters neither ĝ nor the penalty.
 In train mode a penalty is computed on the batch's own batch-norm statistics; running statistics are updated once a
 step, by the clean pass. A batch may be cut into parts and shared out to processes (``nme.derivatives.products``):
-whatever a method computes is of the whole batch. Random numbers are drawn first, so that the rest of a step can be compiled.
+whatever a method computes is of the whole batch. Random numbers are drawn first, so that the rest of a step can be
+compiled.
 
 This module is imported to check a configuration, where torch may be absent, so torch is imported where it computes.
 """

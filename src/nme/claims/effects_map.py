@@ -2,9 +2,9 @@
 
 **Effect** (vertical): the claim's contrast of final test accuracies in points, as ``nme.claims.verdicts`` has it: taken
 within a recipe and a seed, with Student's 95 % interval over the seeds. Positive is as the claim expects. Every
-contrast has one effect here. A contrast that the claims test at several strengths (``over`` each or any) enters with the mean over these
-strengths, which are fixed beforehand. The best of them would be biased. Seeds with a diverged member have no effect;
-they are counted beside it.
+contrast has one effect here. A contrast that the claims test at several strengths (``over`` each or any) enters with
+the mean over these strengths, which are fixed beforehand. The best of them would be biased. Seeds with a diverged
+member have no effect; they are counted beside it.
 
 **Share** (horizontal): ‖N_φ″ĝ‖/‖Hĝ‖ of plain SGD with one activation (paper.md §4, ``mechanism``). It is the mean over
 training batches and over the snapshots after the first step, then over seeds, with Student's 95 % interval. Values that

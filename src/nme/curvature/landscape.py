@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import hessian
 
 from nme.activations import Activation
+from nme.derivatives.activate import activate
 from nme.runtime.random_streams import stream
 
 POINTS_AT_ONCE = 4096
@@ -51,7 +52,7 @@ class Network:
             if i == len(self.shapes) - 1:
                 return before[0], torch.cat(seen)
             seen.append(before)
-            hidden = activation(before)
+            hidden = activate(before, activation)
         raise AssertionError("a network has an output layer")
 
     def at(self, pair: Tensor) -> Tensor:
