@@ -26,7 +26,7 @@ GOOD = {image.VERSION_LABEL: __version__, image.CODE_LABEL: image.code_hash()}
     ("labels", "runs", "wrong"),
     [
         (GOOD, True, None),
-        (GOOD, False, "damaged"),
+        (GOOD, False, "fails in the container image: no space left"),
         ({**GOOD, image.VERSION_LABEL: "0.0.1"}, True, f"of nme 0.0.1, this is nme {__version__}"),
         ({**GOOD, image.CODE_LABEL: "of before"}, True, "built from other code"),
         ({}, True, "of nme without a version"),
@@ -36,7 +36,7 @@ def test_labels_and_a_command_inside_decide(tmp_path, monkeypatch, labels, runs,
     path = tmp_path / "some.sif"
     path.write_bytes(b"image")
     monkeypatch.setattr(image, "_labels", lambda path: labels)
-    monkeypatch.setattr(image, "_runs", lambda path: runs)
+    monkeypatch.setattr(image, "_failure", lambda path: "" if runs else "no space left")
     if wrong is None:
         image.check_image(path)
     else:

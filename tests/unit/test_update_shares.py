@@ -162,7 +162,7 @@ def test_the_twin_has_the_same_value_and_slope_and_no_second_derivative(activati
     x = torch.linspace(-4, 4, 81, dtype=torch.float64).add_(0.01).requires_grad_()
     twin = activation.diminished()
     assert torch.equal(activate(x, twin), activate(x, activation))
-    (slope,) = torch.autograd.grad(twin(x).sum(), x, create_graph=True)
+    (slope,) = torch.autograd.grad(activate(x, twin).sum(), x, create_graph=True)
     torch.testing.assert_close(slope, activation.first(x), rtol=1e-12, atol=1e-14)
     (second,) = torch.autograd.grad(slope.sum(), x, allow_unused=True, materialize_grads=True)
     assert not second.any()
@@ -256,7 +256,7 @@ def data(examples: int = 20) -> Data:
 
 def chosen(number: int = 3, seed: int = 0, split: Data | None = None, **changes) -> list[Batch]:
     recipe = Recipe.model_validate({**RECIPE.model_dump(), "batch_size": 6, **changes})
-    return list(TrainingBatches(split or data(), recipe, seed, number))
+    return list(TrainingBatches(split or data(), recipe.batch_size, recipe.micro_batch, recipe.augment, seed, number))
 
 
 def test_batches_are_whole_ones_of_an_epoch_in_a_random_order():
