@@ -1,4 +1,4 @@
-"""Autodiff through an activation whose second derivative is prescribed, not derived (paper.md §2)."""
+"""Autodiff through an activation whose second derivative is prescribed, not derived (docs/theory.md, §5.2)."""
 
 from torch import Tensor
 from torch.autograd import Function

@@ -1,5 +1,7 @@
 """Gradients of a batch's loss and products with its Hessian: the one place that knows how they are computed.
 
+Formulas and costs: docs/theory.md, §2; batches in parts: docs/theory.md, §2.1.
+
 Everything is exact (no finite differences), by ``torch.autograd.grad``. Costs are in forward passes F; one gradient is
 3 F.
 
@@ -112,7 +114,7 @@ class Jacobian(NamedTuple):
     pulled: list[Tensor]
 
     def along(self, vector: list[Tensor], keep_graph: bool = False) -> Tensor:
-        """Jv, (b, C): the derivative of ⟨Jᵀw, v⟩ in w, since that is linear in w.
+        """Jv, (b, C): the derivative of ⟨Jᵀw, v⟩ in w, since that is linear in w (docs/theory.md, §2.3).
 
         Cost: 2 F, a product forward and one through v for each layer, on what g's pass has left. Forward mode would
         compute z again.
@@ -227,7 +229,10 @@ def _mean(batch: Batch, sums: list[Tensor]) -> list[Tensor]:
 
 
 class _RunningStatistics:
-    """Batch norm's running statistics over the parts of a batch: the mean of what each part alone would leave."""
+    """Batch norm's running statistics over the parts of a batch: the mean of what each part alone would leave.
+
+    See docs/theory.md, §4.2.
+    """
 
     def __init__(self, model: nn.Module | None):
         """None: the batch is one part, and leaves what it leaves."""
@@ -256,7 +261,7 @@ class _RunningStatistics:
 def hessian_product(
     model: nn.Module, batch: Batch, clean: Gradient, vector: list[Tensor], keep_graph: bool = False
 ) -> list[Tensor]:
-    """Hv, the derivative of g along ``vector`` held constant (paper.md §1), by one backward pass through g's graph.
+    """Hv, the derivative of g along ``vector`` held constant, by one backward pass (docs/theory.md, §2.2).
 
     Cost: 6 F beyond the gradient (3.0 gradients in all, in a network of convolutions). Frees g's graph unless told
     to keep it.
@@ -286,7 +291,7 @@ def hessian_product(
 
 
 def gauss_newton_product(model: nn.Module, batch: Batch, clean: Gradient, vector: list[Tensor]) -> list[Tensor]:
-    """Gv = (1/B) Σ J_iᵀ (∇²_z ℓ_i) J_i v (paper.md §1): Jv, and one more pass back from the logits.
+    """Gv = (1/B) Σ J_iᵀ (∇²_z ℓ_i) J_i v (docs/theory.md, §2.3): Jv, and one more pass back from the logits.
 
     Cost: 4 F beyond the gradient (2.33 gradients in all).
 
@@ -310,7 +315,7 @@ def gauss_newton_form_gradient(model: nn.Module, batch: Batch, clean: Gradient, 
     """∇(uᵀGu), uᵀGu = (1/B) Σ (J_i u)ᵀ (∇²_z ℓ_i) (J_i u): differentiated as it stands, ∇²_z ℓ included.
 
     Cost: 7 F beyond the gradient (3.33 gradients in all): Ju, and back through it to the weights, to what enters the
-    layers and to its derivative.
+    layers and to its derivative. See docs/theory.md, §2.5.
 
     Args:
         model: in the mode of the clean pass.
@@ -339,8 +344,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the batch of ℓ_i = softplus(logsumexp_{c≠y}(z_c) − z_y), which is −log softmax(z)_y.
 
     Written so, the label's entry of ∂ℓ/∂z comes out as −Σ_{c≠y} p_c, to full relative precision, and so do further
-    derivatives. ``functional.cross_entropy`` gives p_y − 1, which cancels near interpolation: at a loss of 10⁻⁶ in
-    float32 a tenth of the gradient is rounding.
+    derivatives (docs/theory.md, §3.1). ``functional.cross_entropy`` gives p_y − 1, which cancels near interpolation: at
+    a loss of 10⁻⁶ in float32 its gradient is off by 2 %.
 
     Args:
         logits: z, (b, C), float32 or wider. Infinite ones are not seen: +∞ at the label gives a loss of 0.
@@ -356,7 +361,7 @@ def softmax_hessian_product(logits: Tensor, vector: Tensor) -> Tensor:
     """(∇²_z ℓ_i) v_i for cross-entropy, row by row: p ⊙ (v − ⟨p, v⟩) with p = softmax(z). Shapes (B, C).
 
     Near interpolation v_c − ⟨p, v⟩ cancels for the likeliest class. A constant added to v changes nothing, so v is
-    taken relative to its entry there.
+    taken relative to its entry there (docs/theory.md, §3.3).
     """
     p = logits.softmax(1)
     vector = vector - vector.gather(1, logits.argmax(1, keepdim=True))
@@ -366,7 +371,7 @@ def softmax_hessian_product(logits: Tensor, vector: Tensor) -> Tensor:
 def drawn_labels(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Labels ŷ_i ~ Cat(softmax z_i), shape (b,), where the distribution function passes ``uniforms``, (b,) in [0, 1).
 
-    Where logits are no numbers it is class 0; the loss is no number either then.
+    Where logits are no numbers it is class 0; the loss is no number either then. See docs/theory.md, §6.8.
     """
     cumulative = logits.double().softmax(1).cpu().cumsum(1)  # on GPUs its last bits may differ from run to run
     return (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(1).to(logits.device)
@@ -374,7 +379,10 @@ def drawn_labels(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norm in train mode normalises with the batch's statistics, and updates no running ones."""
+    """Batch norm in train mode normalises with the batch's statistics, and updates no running ones.
+
+    See docs/theory.md, §4.2.
+    """
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
