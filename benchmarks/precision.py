@@ -59,10 +59,6 @@ def errors(model: nn.Module, inputs: Tensor, labels: Tensor, vector: Tensor) -> 
     return found | {"share": (exact["N"].norm() / exact["H"].norm()).item()}
 
 
-def _short(number: float, digits: int) -> str:
-    return f"{number:.{digits}g}".replace("e-0", "e-")
-
-
 def main() -> None:
     """Train, measure at ``STEPS`` and print the table."""
     torch.set_num_threads(1)
@@ -78,8 +74,8 @@ def main() -> None:
         if step in STEPS:
             found = [errors(model, inputs, labels, vector) for vector in vectors]
             middle = {column: median(one[column] for one in found) for column in found[0]}
-            errors_shown = [_short(middle[column], 1) for column in COLUMNS]
-            rows.append([str(step), _short(loss.item(), 2), f"{middle['share']:.2f}", *errors_shown])
+            shown = [f"{loss.item():.2g}", f"{middle['share']:.2f}", *(f"{middle[c]:.0e}" for c in COLUMNS)]
+            rows.append([str(step), *(number.replace("e-0", "e-") for number in shown)])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

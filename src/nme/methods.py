@@ -240,9 +240,9 @@ class HessianTrace(Method):
 class GaussNewtonTrace(Method):
     """Gauss-Newton trace penalty L + (σ²/2) tr G, tr G estimated with k sets of labels drawn from the model.
 
-    ŷ_i ~ Cat(softmax sg z_i), constants; tr G = B·E‖ĝ‖² with ĝ = ∇(1/B)Σ ℓ(z_i, ŷ_i), since the scores are independent
-    with mean zero. Direction g + (σ²/2)·2B·H_ŷ ĝ, H_ŷ the Hessian of the loss on ŷ: the penalty's value ignores the
-    NME, its gradient carries it. As in the paper the labels are constants, so the direction leaves out that their
+    ŷ_i ~ Cat(softmax sg z_i), constants; tr G = B·E‖g_ŷ‖² with g_ŷ = ∇(1/B)Σ ℓ(z_i, ŷ_i), since the scores are
+    independent with mean zero. Direction g + (σ²/2)·2B·H_ŷ g_ŷ, H_ŷ the Hessian of the loss on ŷ: the penalty's value
+    ignores the NME, its gradient carries it. As in the paper the labels are constants, so the direction leaves out that their
     distribution moves: its mean is not ∇ tr G. Cost: 3 F + 8 F a set of labels (3.67 gradients for k = 1). See
     docs/theory.md, §6.8.
     """
@@ -283,7 +283,7 @@ class GaussNewtonTrace(Method):
 
 @METHODS.add
 class GaussNewtonTraceByProbes(Method):
-    """Gauss-Newton trace penalty L + (σ²/2) tr G, tr G ≈ (1/k) Σ uᵀGu with Rademacher probes; any convex loss.
+    """Gauss-Newton trace penalty L + (σ²/2) tr G, tr G ≈ (1/k) Σ uᵀGu with Rademacher probes.
 
     uᵀGu = (1/B) Σ (J_i u)ᵀ (∇²_z ℓ_i) (J_i u), differentiated as it stands, ∇²_z ℓ included: an unbiased estimate of
     ∇ tr G, where drawn labels leave out that their own distribution moves. Cost: 3 F + 7 F a probe (3.33 gradients for

@@ -115,7 +115,10 @@ def along_gradient(model: nn.Module, batch: Batch) -> AlongGradient | None:
 
 @contextmanager
 def diminished(model: nn.Module) -> Iterator[bool]:
-    """The model is its twin inside: second derivatives of activations are 0. Yields whether any activation differs."""
+    """The model is its twin inside: second derivatives of activations are 0. Yields whether any activation differs.
+
+    See docs/theory.md, §5.4.
+    """
     layers = [module for module in model.modules() if isinstance(module, Activate)]
     before = [layer.activation for layer in layers]
     twins = [activation.diminished() for activation in before]

@@ -23,7 +23,7 @@ COMMANDS = re.compile(
     r"Bigl|Bigr|Omega|Phi|Pr|approx|arg|bar|begin|beta|big|bigl|bigr|cdot|chi|cos|ddot|"
     r"delta|dot|dots|ell|end|epsilon|eta|frac|ge|gt|hat|in|infty|int|jmath|kappa|lVert|"
     r"lambda|langle|le|leftarrow|log|lt|lvert|mathbb|mathcal|mathrm|max|min|mu|nabla|ne|"
-    r"odot|partial|phi|pm|qquad|quad|rVert|rangle|rho|rvert|sigma|sim|sqrt|sum|tanh|tau|"
+    r"odot|partial|phi|pi|pm|qquad|quad|rVert|rangle|rho|rvert|sigma|sim|sqrt|sum|tanh|tau|"
     r"text|textstyle|tfrac|theta|tilde|times|top|varepsilon|varphi|varsigma|vartheta"
 )
 
