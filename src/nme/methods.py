@@ -242,8 +242,8 @@ class GaussNewtonTrace(Method):
 
     ŷ_i ~ Cat(softmax sg z_i), constants; tr G = B·E‖g_ŷ‖² with g_ŷ = ∇(1/B)Σ ℓ(z_i, ŷ_i), since the scores are
     independent with mean zero. Direction g + (σ²/2)·2B·H_ŷ g_ŷ, H_ŷ the Hessian of the loss on ŷ: the penalty's value
-    ignores the NME, its gradient carries it. As in the paper the labels are constants, so the direction leaves out that their
-    distribution moves: its mean is not ∇ tr G. Cost: 3 F + 8 F a set of labels (3.67 gradients for k = 1). See
+    ignores the NME, its gradient carries it. As in the paper the labels are constants, so the direction leaves out that
+    their distribution moves: its mean is not ∇ tr G. Cost: 3 F + 8 F a set of labels (3.67 gradients for k = 1). See
     docs/theory.md, §6.8.
     """
 
