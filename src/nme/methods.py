@@ -1,4 +1,4 @@
-"""Training methods: what one update uses in place of the gradient g (paper.md §3).
+"""Training methods: what one update uses in place of the gradient g (docs/theory.md, §6).
 
 To add one: write a class with ``update`` and decorate it. Configurations, paths, figures and tests pick it up.
 
@@ -48,7 +48,8 @@ class Method(Named):
     Attributes:
         symbol: its strength's on axes; None: it has no strength.
         has_clean_pass: whether loss, logits and gradient norm of an update are those at θ itself.
-        gradients: cost of an update in gradients (3 F), counted in a network of convolutions; for planning.
+        gradients: cost of an update in gradients (3 F), counted in a network of convolutions; for planning
+            (docs/theory.md, §6.2).
     """
 
     symbol: str | None
@@ -89,7 +90,7 @@ class GradientPenalty(Method):
     """Gradient penalty L + ρ‖∇L‖^p: direction g + ρ H ĝ for p = 1, g + 2ρ H g for p = 2. Cost: 9 F.
 
     Exact, by double backward: the Hessian product carries the whole NME. Where g = 0, ĝ is taken as 0 (a subgradient).
-    ρ has the unit of a parameter for p = 1; of a parameter squared over loss for p = 2.
+    ρ has the unit of a parameter for p = 1; of a parameter squared over loss for p = 2. See docs/theory.md, §6.3.
     """
 
     name = "grad_norm"
@@ -118,6 +119,7 @@ class Sam(Method):
     """SAM: the gradient after a step of length ρ uphill, ∇L(θ + ρ ĝ), ĝ from the same batch. Cost: 6 F.
 
     Where g = 0, ĝ is taken as 0. The second pass normalises with the batch's statistics and updates no running ones.
+    See docs/theory.md, §6.4.
     """
 
     name = "sam"
@@ -144,7 +146,10 @@ class Sam(Method):
 
 @METHODS.add
 class UnnormalisedSam(Sam):
-    """Unnormalised SAM: ∇L(θ + ρ g). Cost: 6 F. ρ has the unit of a parameter squared over loss."""
+    """Unnormalised SAM: ∇L(θ + ρ g). Cost: 6 F. ρ has the unit of a parameter squared over loss.
+
+    See docs/theory.md, §6.4.
+    """
 
     name = "usam"
     label = "unnormalised SAM"
@@ -155,7 +160,7 @@ class UnnormalisedSam(Sam):
 class GradientPenaltyWithoutNme(Method):
     """The gradient penalty with the NME ablated from its update: g + ρ G ĝ. Cost: 7 F.
 
-    It is no gradient of anything; where g = 0, ĝ is taken as 0.
+    It is no gradient of anything; where g = 0, ĝ is taken as 0. See docs/theory.md, §6.5.
     """
 
     name = "grad_norm_gn"
@@ -180,7 +185,8 @@ class GradientPenaltyWithoutNme(Method):
 class WeightNoise(Method):
     """Weight noise: ∇L(θ + σε), ε ~ N(0, I), one draw a step; E L(θ + σε) ≈ L + (σ²/2) tr H. Cost: 3 F.
 
-    There is no clean pass: the loss, the logits and the running statistics are those of the noisy one.
+    There is no clean pass: the loss, the logits and the running statistics are those of the noisy one. See
+    docs/theory.md, §6.6.
     """
 
     name = "weight_noise"
@@ -205,6 +211,7 @@ class HessianTrace(Method):
 
     Exact third derivatives for each probe (Rademacher): uᵀHu by a forward pass in Taylor arithmetic, its gradient by
     one reverse pass. Cost: 3 F + 13 F a probe (5.33 gradients for k = 1; 7.5 by three nested reverse passes).
+    See docs/theory.md, §6.7.
     """
 
     name = "hessian_trace"
@@ -241,10 +248,11 @@ class HessianTrace(Method):
 class GaussNewtonTrace(Method):
     """Gauss-Newton trace penalty L + (σ²/2) tr G, tr G estimated with k sets of labels drawn from the model.
 
-    ŷ_i ~ Cat(softmax sg z_i), constants; tr G = B·E‖ĝ‖² with ĝ = ∇(1/B)Σ ℓ(z_i, ŷ_i), since the scores are independent
-    with mean zero. Direction g + (σ²/2)·2B·H_ŷ ĝ, H_ŷ the Hessian of the loss on ŷ: the penalty's value ignores the
-    NME, its gradient carries it. As in the paper the labels are constants, so the direction leaves out that their
-    distribution moves: its mean is not ∇ tr G. Cost: 3 F + 8 F a set of labels (3.67 gradients for k = 1).
+    ŷ_i ~ Cat(softmax sg z_i), constants; tr G = B·E‖g_ŷ‖² with g_ŷ = ∇(1/B)Σ ℓ(z_i, ŷ_i), since the scores are
+    independent with mean zero. Direction g + (σ²/2)·2B·H_ŷ g_ŷ, H_ŷ the Hessian of the loss on ŷ: the penalty's value
+    ignores the NME, its gradient carries it. As in the paper the labels are constants, so the direction leaves out that
+    their distribution moves: its mean is not ∇ tr G. Cost: 3 F + 8 F a set of labels (3.67 gradients for k = 1). See
+    docs/theory.md, §6.8.
     """
 
     name = "gauss_newton_trace"
@@ -279,11 +287,11 @@ class GaussNewtonTrace(Method):
 
 @METHODS.add
 class GaussNewtonTraceByProbes(Method):
-    """Gauss-Newton trace penalty L + (σ²/2) tr G, tr G ≈ (1/k) Σ uᵀGu with Rademacher probes; any convex loss.
+    """Gauss-Newton trace penalty L + (σ²/2) tr G, tr G ≈ (1/k) Σ uᵀGu with Rademacher probes.
 
     uᵀGu = (1/B) Σ (J_i u)ᵀ (∇²_z ℓ_i) (J_i u), differentiated as it stands, ∇²_z ℓ included: an unbiased estimate of
     ∇ tr G, where drawn labels leave out that their own distribution moves. Cost: 3 F + 7 F a probe (3.33 gradients for
-    k = 1).
+    k = 1). See docs/theory.md, §6.9.
     """
 
     name = "gauss_newton_trace_probe"

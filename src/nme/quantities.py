@@ -60,9 +60,9 @@ def on_training_batches(function: Quantity) -> Quantity:
 
 @QUANTITIES.add
 def second_derivatives(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
-    """Fraction of hidden units and examples with |φ''| > 1e-3·max |φ''|, per layer and in all (paper.md §4, Figure 6).
+    """Fraction of hidden units and examples with |φ''| > 1e-3·max |φ''|, per layer and in all: Figure 6.
 
-    A network without hidden units yields nothing.
+    See docs/theory.md, §7.9. A network without hidden units yields nothing.
     """
     from nme.curvature.sparsity import nonzero_second_derivatives
 
@@ -76,7 +76,10 @@ def second_derivatives(model: nn.Module, batch: Batch, settings: dict, seed: int
 
 @QUANTITIES.add
 def traces(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
-    """uᵀHu, uᵀGu and uᵀNu of each probe: samples of the traces. ``settings["probes"]`` probes."""
+    """uᵀHu, uᵀGu and uᵀNu of each probe: samples of the traces. ``settings["probes"]`` probes.
+
+    See docs/theory.md, §7.2.
+    """
     from nme.curvature import traces
 
     found = traces(_curvature(model, batch, settings), settings["probes"], _stream(seed, "traces"))
@@ -89,8 +92,8 @@ def traces(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterato
 def squared_norms(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
     """‖Hu‖², ‖Gu‖² and ‖Nu‖² of each probe: samples of the squared Frobenius norms; per layer ‖N_ll u‖² of its block.
 
-    The diagonal blocks N_ll come from second derivatives of activations alone (paper.md §1); with two hidden layers or
-    more these act between layers, too.
+    The diagonal blocks N_ll come from second derivatives of activations alone (docs/theory.md, §1.3); with two
+    hidden layers or more these act between layers, too.
     """
     from nme.curvature import frobenius_norms, layers, nme_block_norms
 
@@ -111,7 +114,8 @@ def spectrum(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Itera
     """Ritz values of H, G and N with their weights and residuals, from a Lanczos run a probe.
 
     They are the nodes of the spectral density, and the first and last are the extreme eigenvalues. ``spectrum_probes``
-    and ``lanczos_steps`` of the settings say how many; all three operators start from the same vectors.
+    and ``lanczos_steps`` of the settings say how many; all three operators start from the same vectors. See
+    docs/theory.md, §7.7.
     """
     from nme.curvature import NME, GaussNewton, Hessian, Probes, lanczos
 
@@ -134,7 +138,8 @@ def update_shares(model: nn.Module, training: Iterable[Batch], settings: dict, s
 
     Each training batch has its own g, ĝ = g/‖g‖, H, G and N, in train mode. Yields, for each batch, the share
     ‖Aĝ‖/‖Hĝ‖ of G, N and N_phi and the cosine of Aĝ with ĝ of H and these three; then their means over the batches,
-    with standard errors. A number that is not defined (g, Hĝ or Aĝ is 0) is None, and left out of the mean.
+    with standard errors. A number that is not defined (g, Hĝ or Aĝ is 0) is None, and left out of the mean. See
+    docs/theory.md, §7.8.
     """
     from nme.curvature.update_shares import mean_and_error, numbers_of
 

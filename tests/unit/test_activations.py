@@ -42,7 +42,7 @@ def diminished_gelu(x, p):
     return *beta_gelu(x, p)[:2], np.zeros_like(x)
 
 
-# Value, first and second derivative of paper.md §2, written a second time.
+# Value, first and second derivative of docs/theory.md, §5.1, written a second time.
 CLOSED_FORMS = {
     "relu": relu,
     "leaky_relu": leaky_relu,

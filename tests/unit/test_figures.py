@@ -272,7 +272,8 @@ def test_figures_are_as_wide_as_a_column_and_say_scale_and_version(name):
 DRAW_ALL = """
 import json, sys
 from pathlib import Path
-from nme.stages.plot import plot, style
+from nme.figures import style
+from nme.stages.plot import plot
 style.RC["savefig.dpi"] = 50
 for table, spec in json.loads(sys.argv[1]).items():
     plot(spec, Path(table), Path(spec["figure"] + ".pdf"))

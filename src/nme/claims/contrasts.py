@@ -1,5 +1,7 @@
 """Contrasts of test accuracies or traces: their effects per recipe and seed, how often members diverged, and the tests.
 
+Formulas: docs/theory.md, §8.2; the logit scale: docs/theory.md, §8.8.
+
 The rule is at the head of ``nme.claims.verdicts``. ``contrast_effects`` and ``judge_contrast`` serve any figure
 that shows effects.
 """

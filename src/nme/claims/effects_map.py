@@ -6,13 +6,13 @@ contrast has one effect here. A contrast that the claims test at several strengt
 the mean over these strengths, which are fixed beforehand. The best of them would be biased. Seeds with a diverged
 member have no effect; they are counted beside it.
 
-**Share** (horizontal): ‖N_φ″ĝ‖/‖Hĝ‖ of plain SGD with one activation (paper.md §4, ``mechanism``). It is the mean over
+**Share** (horizontal): ‖N_φ″ĝ‖/‖Hĝ‖ of plain SGD with one activation (docs/theory.md, §7.8). It is the mean over
 training batches and over the snapshots after the first step, then over seeds, with Student's 95 % interval. Values that
 are not defined are left out. The network before its first step is left out, too: it takes part in one update.
 
 **Dependence**: Spearman's rank correlation of effect and share over the recipes, with a 95 % interval per contrast by
-itself (``statistics.rank_correlation``). It describes these recipes: they were chosen, they share data and seeds, and
-the errors of each effect and share do not enter.
+itself (``statistics.rank_correlation``; docs/theory.md, §8.10). It describes these recipes: they were chosen, they
+share data and seeds, and the errors of each effect and share do not enter.
 """
 
 import numpy as np

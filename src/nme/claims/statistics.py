@@ -1,5 +1,7 @@
 """Tests, intervals and corrections of the rule by which claims are decided; ``nme.claims.verdicts`` states the rule.
 
+Formulas: docs/theory.md, §8.
+
 Nothing here knows a table or a configuration: the functions take arrays with one number per seed. A number is NaN where
 a member of that seed diverged.
 """
@@ -40,7 +42,7 @@ class Diverged(NamedTuple):
 
 
 def judge(values: np.ndarray, expect: str, smallest: float, diverged: Diverged = Diverged()) -> dict:  # noqa: B008
-    """Estimate and test one effect by the rule in ``nme.claims.verdicts``.
+    """Estimate and test one effect by the rule in ``nme.claims.verdicts`` (docs/theory.md, §8.3).
 
     Args:
         values: the effect per seed, in points or percent; NaN where a member diverged, which leaves the seed out.
@@ -92,7 +94,7 @@ def _with_divergence(p: float, against: float, expect: str, diverged: Diverged) 
     """The p values of accuracies and of divergence together: twice the smaller one where both may decide.
 
     The accuracies of the members that are left decide nothing in favour of the side that diverged more often, and show
-    no similarity where the counts differ significantly.
+    no similarity where the counts differ significantly. See docs/theory.md, §8.4.
     """
     plus, minus, seeds, _ = diverged
     if expect in TWO_SIDED:
@@ -140,7 +142,8 @@ def _has_spread(values: np.ndarray) -> bool:
 def trend_weights(number: int) -> np.ndarray:
     """Weights of ``number`` values in rank order whose sum is the fitted change from the first to the last.
 
-    It is the slope of the least-squares line over the ranks, times ``number`` − 1. The weights sum to 0.
+    It is the slope of the least-squares line over the ranks, times ``number`` − 1. The weights sum to 0. See
+    docs/theory.md, §8.2.
 
     >>> [float(round(w, 3)) for w in trend_weights(4)]
     [-0.9, -0.3, 0.3, 0.9]
@@ -150,7 +153,7 @@ def trend_weights(number: int) -> np.ndarray:
 
 
 def combine(found: list[dict], over: str) -> tuple[float, float, int]:
-    """The p values of a contrast from those of its effects, and which effect to show.
+    """The p values of a contrast from those of its effects, and which effect to show (docs/theory.md, §8.5).
 
     Args:
         found: ``judge``'s of each effect.
@@ -179,7 +182,7 @@ def combine_contrasts(p: list[float], against: list[float]) -> tuple[float, floa
 
 
 def holm(p: list[float]) -> list[float]:
-    """The p values corrected by Holm's step-down method, in the given order.
+    """The p values corrected by Holm's step-down method, in the given order (docs/theory.md, §8.6).
 
     >>> [round(x, 3) for x in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
@@ -207,7 +210,7 @@ def verdicts(p: list[float], against: list[float]) -> list[tuple[float, float, s
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Spearman's rank correlation of pairs with its 95 % interval.
+    """Spearman's rank correlation of pairs with its 95 % interval (docs/theory.md, §8.10).
 
     The interval is Fisher's: atanh(r) has the standard error √((1 + r²/2)/(n − 3)) of Bonett and Wright (2000). It
     takes the pairs as independent.
@@ -233,7 +236,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]
 
 
 def tail_of(family: int, contrasts: int, effects: int, expect: str, diverged: Diverged) -> float:
-    """The share of the 5 % that one effect has for each end of its simultaneous interval.
+    """The share of the 5 % that one effect has for each end of its simultaneous interval (docs/theory.md, §8.7).
 
     The shares of all effects of all claims sum to at most 5 %, so all lower ends hold together with 95 %, and so do all
     upper ends. A verdict that such an interval shows is also reached by Holm's method.

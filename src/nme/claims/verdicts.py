@@ -1,4 +1,4 @@
-"""Verdicts: which of the paper's claims hold, on each recipe, with intervals, by one rule.
+"""Verdicts: which of the paper's claims hold, on each recipe, with intervals, by one rule (docs/theory.md, §8).
 
 A claim is data (``config/figures/claims.yaml``): one or more contrasts. A contrast is a difference of final test
 accuracies in points, taken within a recipe and a seed. The same seed has the same initial weights and the same order of

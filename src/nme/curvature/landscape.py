@@ -1,7 +1,7 @@
 """Loss and NME of a small MLP over two weights of its first hidden layer: Figure 1, exact, in float64.
 
-The NME here is the 2×2 block of N that belongs to the two weights (paper.md §4). The whole N also has blocks of two
-layers, which are large everywhere for every activation.
+The NME here is the 2×2 block of N that belongs to the two weights (docs/theory.md, §7.10). The whole N also has
+blocks of two layers, which are large everywhere for every activation.
 """
 
 from math import sqrt
@@ -62,8 +62,8 @@ class Network:
     def nme(self, pair: Tensor, activation: Activation) -> Tensor:
         """The block of N that belongs to the two varied weights w, shape (2, 2), where they are ``pair``.
 
-        N = (z − y) ∇²_w z for one datapoint under ½(z − y)² (paper.md §1). Both weights belong to one layer, so every
-        term contains a φ''. Cost: about 8 forward passes.
+        N = (z − y) ∇²_w z for one datapoint under ½(z − y)² (docs/theory.md, §1.2). Both weights belong to one
+        layer, so every term contains a φ''. Cost: about 8 forward passes.
         """
         z, _ = self.forward(self.at(pair), activation)
         return (z - self.y) * hessian(lambda w: self.forward(self.at(w), activation)[0])(pair)

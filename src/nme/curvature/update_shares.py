@@ -36,12 +36,12 @@ class AlongGradient(NamedTuple):
 
 
 def along_gradient(model: nn.Module, batch: Batch) -> AlongGradient | None:
-    """ĝ, Hĝ, Gĝ, Nĝ and N_φ″ĝ of a training batch (paper.md §1, §4); None if g is 0 or not finite.
+    """ĝ, Hĝ, Gĝ, Nĝ and N_φ″ĝ of a training batch (docs/theory.md, §7.8); None if g is 0 or not finite.
 
     N_φ″ĝ is the part from activation second derivatives: Hĝ of the network minus Hĝ of its twin with the same weights
-    and φ″ = 0. Value and slope of the activation are the same in both, so both have the same g and G, and
-    N_φ″ĝ = Nĝ − N_twin ĝ: no difference with G in it, which would cancel near interpolation. It is exactly 0 where the
-    twin is the network itself. The cost is 22 F for a batch of one part.
+    and φ″ = 0. Value and slope of the activation are the same in both, so both have the same g and G
+    (docs/theory.md, §1.4), and N_φ″ĝ = Nĝ − N_twin ĝ: no difference with G in it, which would cancel near
+    interpolation. It is exactly 0 where the twin is the network itself. The cost is 20 F for a batch of one part.
 
     Args:
         model: in either mode; nothing of it is changed.
@@ -67,7 +67,10 @@ def along_gradient(model: nn.Module, batch: Batch) -> AlongGradient | None:
 
 @contextmanager
 def diminished(model: nn.Module) -> Iterator[bool]:
-    """The model is its twin inside: second derivatives of activations are 0. Yields whether any activation differs."""
+    """The model is its twin inside: second derivatives of activations are 0. Yields whether any activation differs.
+
+    See docs/theory.md, §5.4.
+    """
     layers = [module for module in model.modules() if isinstance(module, Activate)]
     before = [layer.activation for layer in layers]
     twins = [activation.diminished() for activation in before]

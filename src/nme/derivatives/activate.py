@@ -1,4 +1,4 @@
-"""Activations as autodiff and networks see them: second derivatives that are prescribed, not derived (paper.md §2)."""
+"""Activations as autodiff and networks see them: second derivatives that are prescribed (docs/theory.md, §5.2)."""
 
 from torch import Tensor, nn
 from torch.autograd import Function

@@ -1,4 +1,4 @@
-"""Batch norm in train mode whose second derivatives are a few passes over memory.
+"""Batch norm in train mode whose second derivatives are a few passes over memory (docs/theory.md, §4.3).
 
 PyTorch's own takes about 20 passes for the second derivative, a fifth of a gradient penalty's step in a wide residual
 network, and its third derivatives are wrong. Here each is a closed form around PyTorch's own fused kernels.

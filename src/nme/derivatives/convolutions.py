@@ -1,5 +1,7 @@
 """Convolutions whose second derivatives cost what they count: a product each, by the kernels of training.
 
+Formulas: docs/theory.md, §2.7.
+
 These are PyTorch's or, for signals on the CPU, those of ``nme.derivatives.signals``.
 """
 

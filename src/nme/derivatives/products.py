@@ -1,5 +1,7 @@
 """Gradients of a batch's loss and products with its Hessian: the one place that knows how they are computed.
 
+Formulas and costs: docs/theory.md, §2; batches in parts: docs/theory.md, §2.1.
+
 Everything is exact (no finite differences), by ``torch.autograd.grad``. Costs are in forward passes F; one gradient is
 3 F.
 
@@ -62,7 +64,7 @@ class Jacobian(NamedTuple):
     pulled: list[Tensor]
 
     def along(self, vector: list[Tensor], keep_graph: bool = False) -> Tensor:
-        """Jv, (b, C): the derivative of ⟨Jᵀw, v⟩ in w, since that is linear in w.
+        """Jv, (b, C): the derivative of ⟨Jᵀw, v⟩ in w, since that is linear in w (docs/theory.md, §2.3).
 
         Cost: 2 F, a product forward and one through v for each layer, on what g's pass has left. Forward mode would
         compute z again.
@@ -179,7 +181,7 @@ def _mean(batch: Batch, sums: list[Tensor]) -> list[Tensor]:
 def hessian_product(
     model: nn.Module, batch: Batch, clean: Gradient, vector: list[Tensor], keep_graph: bool = False
 ) -> list[Tensor]:
-    """Hv, the derivative of g along ``vector`` held constant (paper.md §1), by one backward pass through g's graph.
+    """Hv, the derivative of g along ``vector`` held constant, by one backward pass (docs/theory.md, §2.2).
 
     Cost: 6 F beyond the gradient (3.0 gradients in all, in a network of convolutions). Frees g's graph unless told
     to keep it.
@@ -209,7 +211,7 @@ def hessian_product(
 
 
 def gauss_newton_product(model: nn.Module, batch: Batch, clean: Gradient, vector: list[Tensor]) -> list[Tensor]:
-    """Gv = (1/B) Σ J_iᵀ (∇²_z ℓ_i) J_i v (paper.md §1): Jv, and one more pass back from the logits.
+    """Gv = (1/B) Σ J_iᵀ (∇²_z ℓ_i) J_i v (docs/theory.md, §2.3): Jv, and one more pass back from the logits.
 
     Cost: 4 F beyond the gradient (2.33 gradients in all).
 
@@ -233,7 +235,7 @@ def gauss_newton_form_gradient(model: nn.Module, batch: Batch, clean: Gradient, 
     """∇(uᵀGu), uᵀGu = (1/B) Σ (J_i u)ᵀ (∇²_z ℓ_i) (J_i u): differentiated as it stands, ∇²_z ℓ included.
 
     Cost: 7 F beyond the gradient (3.33 gradients in all): Ju, and back through it to the weights, to what enters the
-    layers and to its derivative.
+    layers and to its derivative. See docs/theory.md, §2.5.
 
     Args:
         model: in the mode of the clean pass.

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 class RunningStatistics:
-    """Batch norm's running statistics over the parts of a batch: the mean of what each part alone would leave."""
+    """Batch norm's running statistics over the parts of a batch: the mean of what each part alone would leave.
+
+    See docs/theory.md, §4.2.
+    """
 
     def __init__(self, model: nn.Module | None):
         """None: the batch is one part, and leaves what it leaves."""
@@ -35,7 +38,10 @@ class RunningStatistics:
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norm in train mode normalises with the batch's statistics, and updates no running ones."""
+    """Batch norm in train mode normalises with the batch's statistics, and updates no running ones.
+
+    See docs/theory.md, §4.2.
+    """
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False

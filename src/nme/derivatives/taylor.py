@@ -1,4 +1,4 @@
-"""The loss along a line θ + tu to second order, by one forward pass in Taylor arithmetic (paper.md §1).
+"""The loss along a line θ + tu to second order, by one forward pass in Taylor arithmetic (docs/theory.md, §2.6).
 
 Every intermediate x(t) is carried as its value, first and second derivative in t at t = 0, so that the last one is the
 quadratic form d²L/dt² = uᵀHu, without a backward pass: 5 F (Wx, Wx' + Ux, Wx'' + 2Ux' for a layer x ↦ Wx). Its

@@ -148,7 +148,7 @@ def _products(settings: Measurement, quantity: str, batches: float) -> float:
 
     ``batches`` is how many training batches ``settings.examples`` are.
     """
-    if quantity == "update_shares":  # 22 F for each of its batches; a product is 2.5 gradients, of 3 F each
+    if quantity == "update_shares":  # 20 F for each of its batches; a product is 2.5 gradients, of 3 F each
         return 3 * settings.update_batches
     spectrum = 3 * settings.spectrum_probes * settings.lanczos_steps
     found = {"traces": settings.probes, "squared_norms": 6 * settings.probes, "spectrum": spectrum}

@@ -1,7 +1,8 @@
 """Random streams: each is a function of the seed, a purpose and a position, so there is no generator state to save.
 
 Separate purposes (init, order, augment, noise) have streams of their own, and a stream does not depend on the
-activation, the method or the strength: the same seed means the same start and the same data order in every cell.
+activation, the method or the strength: the same seed means the same start and the same data order in every cell
+(docs/theory.md, §8.1).
 (PyTorch's CPU generator takes the low 32 bits of a seed, so among 10⁵ streams one pair may coincide; nothing rests on
 there being none.)
 """

@@ -95,7 +95,7 @@ def compiled(update: Callable) -> Callable:
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
-    """Linear warm-up, then a cosine to 0.
+    """Linear warm-up, then a cosine to 0 (docs/theory.md, §6.1).
 
     Args:
         recipe: with ``learning_rate``, ``epochs`` and ``warmup_epochs``.
@@ -177,7 +177,10 @@ class Member:
 
     @torch.no_grad()
     def _descend(self, direction: list[torch.Tensor], rate: float) -> None:
-        """Momentum m ← μm + d + λθ and θ ← θ − ηm, in one pass over memory: less than half the time of ``foreach``."""
+        """Momentum m ← μm + d + λθ and θ ← θ − ηm, in one pass over memory: less than half the time of ``foreach``.
+
+        See docs/theory.md, §6.1.
+        """
         # That pass goes by memory order, whatever the strides say.
         pairs = zip(self.parameters, direction, strict=True)
         direction = [d if d.stride() == p.stride() else torch.empty_like(p).copy_(d) for p, d in pairs]
