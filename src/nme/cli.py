@@ -170,11 +170,12 @@ def tables(spec: Spec, output: Output) -> None:
 def claims(
     spec: Spec,
     output: Annotated[Path, typer.Option(help="The parquet file; the same table as .md and .html goes beside it.")],
+    tables: Annotated[list[Path], typer.Argument(help="Tables of the figures that it is about, each FIGURE.parquet.")],
 ) -> None:
     """Decide which of the paper's claims hold here."""
     from nme.stages.claims import write_claims
 
-    write_claims(_settings(spec, "scale", "smallest_effect", "claims"), output)
+    write_claims(_settings(spec, "scale", "smallest_effect", "claims"), tables, output)
 
 
 @app.command("map")

@@ -167,7 +167,7 @@ VERBS = {
     "measure": ["--output", OUT, "--data", "manifest.json", "--snapshots", "snapshots"],
     "landscape": ["--output", OUT],
     "tables": ["--output", OUT],
-    "claims": ["--output", OUT],
+    "claims": ["--output", OUT, "fig2.parquet"],
     "map": ["--output", OUT, "fig2.parquet"],
     "plot": ["--output", OUT, "--table", "table.parquet"],
 }

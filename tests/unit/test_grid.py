@@ -451,11 +451,10 @@ def test_every_shipped_claim_is_about_trainings_of_its_figure(scale):
             continue
         spec = claims_spec(project, name)
         assert [claim["number"] for claim in spec["claims"]] == [claim.number for claim in figure.claims.list]
-        of_table = {table_path(project, f): f for f, figure in project.figures.items() if figure.grid}
         pairs = [(claim, contrast) for claim in spec["claims"] for contrast in claim["contrasts"]]
         for claim, contrast in pairs:
-            assert contrast["table"] in sources(project, name)
-            about = of_table[contrast["table"]]
+            about = contrast["figure"]
+            assert table_path(project, about) in sources(project, name)
             recipes = project.scale.panels[project.figures[about].grid.panels]
             assert claim["recipes"]
             assert set(claim["recipes"]) <= set(recipes)
@@ -577,7 +576,7 @@ def test_settings_of_claims(compared):
         "expect": "similar",
         "over": "each",
         "trace": None,
-        "table": "results/tiny/tables/fig0.parquet",
+        "figure": "fig0",
         "plus": [[("gelu", "sgd", "0")]],
         "minus": [[("relu", "sgd", "0")]],
     }
@@ -683,7 +682,7 @@ def test_a_contrast_may_be_of_another_figure(compared):
     project = compared.model_copy(update={"figures": {**compared.figures, "fig1": figure_of(**MANY)}})
     project = with_claim(project, of="fig1")
     (claim,) = claims_spec(project, "claims")["claims"]
-    assert (claim["figure"], claim["contrasts"][0]["table"]) == ("fig0", "results/tiny/tables/fig1.parquet")
+    assert (claim["figure"], claim["contrasts"][0]["figure"]) == ("fig0", "fig1")
     assert sources(project, "claims") == ["results/tiny/tables/fig1.parquet"], "the only one that is read"
 
 

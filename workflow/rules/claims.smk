@@ -19,4 +19,4 @@ rule claims:
     params:
         spec=claims_settings,
     shell:
-        "nme claims --spec {params.spec:q} --output {output.table} > {log} 2>&1"
+        "nme claims --spec {params.spec:q} --output {output.table} {input} > {log} 2>&1"

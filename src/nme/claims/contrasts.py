@@ -148,6 +148,18 @@ def _traces(table: pd.DataFrame, operator: str, at: float) -> pd.DataFrame:
     return table[MEMBER].drop_duplicates().merge(share.rename("value").reset_index(), how="left", on=MEMBER)
 
 
+def table_of(tables: dict[str, pd.DataFrame], figure: str) -> pd.DataFrame:
+    """The table of a figure.
+
+    Raises:
+        NmeError: it was not given.
+    """
+    if figure not in tables:
+        given = ", ".join(sorted(tables)) or "none"
+        raise NmeError(f"the table of {figure} is needed and was not given (given: {given})")
+    return tables[figure]
+
+
 def judge_contrast(
     table: pd.DataFrame, contrast: dict, smallest_effect: dict, family: int = 1, contrasts: int = 1
 ) -> list[dict]:

@@ -18,7 +18,7 @@ share data and seeds, and the errors of each effect and share do not enter.
 import numpy as np
 import pandas as pd
 
-from nme.claims.contrasts import contrast_effects, diverged_of
+from nme.claims.contrasts import contrast_effects, diverged_of, table_of
 from nme.claims.statistics import LEVEL, interval, rank_correlation
 from nme.errors import NmeError
 
@@ -40,12 +40,12 @@ def effects_and_shares(spec: dict, tables: dict[str, pd.DataFrame]) -> pd.DataFr
     Raises:
         NmeError: a table is not given, or lacks a cell, a recipe or a share.
     """
-    shares = shares_of(_table(tables, spec["shares"]["figure"]), spec["shares"]["activation"])
+    shares = shares_of(table_of(tables, spec["shares"]["figure"]), spec["shares"]["activation"])
     numbers = {recipe: i for i, recipe in enumerate(spec["recipes"], 1)}
     rows = []
     for claim in spec["claims"]:
         for contrast in claim["contrasts"]:
-            table = _table(tables, contrast["figure"])
+            table = table_of(tables, contrast["figure"])
             values, lost = contrast_effects(table, contrast), diverged_of(table, contrast)
             own = []
             for recipe in claim["recipes"]:
@@ -125,10 +125,3 @@ def dependence(r: float, low: float, high: float, settings: int) -> str:
         return f"rank correlation with the share {r:+.2f} (no interval), {number}".replace("-", "−")
     verdict = "rises" if low > 0 else "falls" if high < 0 else "unclear"
     return f"rank correlation with the share {r:+.2f} [{low:+.2f}, {high:+.2f}], {number}: {verdict}".replace("-", "−")
-
-
-def _table(tables: dict[str, pd.DataFrame], figure: str) -> pd.DataFrame:
-    if figure not in tables:
-        given = ", ".join(sorted(tables)) or "none"
-        raise NmeError(f"the map needs the table of {figure}, which was not given (given: {given})")
-    return tables[figure]

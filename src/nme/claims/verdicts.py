@@ -46,7 +46,7 @@ rates above no longer hold. Results are conditional on one test set per dataset:
 
 import pandas as pd
 
-from nme.claims.contrasts import judge_contrast
+from nme.claims.contrasts import judge_contrast, table_of
 from nme.claims.statistics import combine_contrasts, verdicts
 from nme.errors import NmeError
 
@@ -56,7 +56,7 @@ def decide(spec: dict, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
     Args:
         spec: ``grid.claims.claims_spec``.
-        tables: by path.
+        tables: by figure.
 
     Returns:
         One row per claim, recipe and contrast: claim, says, figure, contrast, expect, over; what ``judge_contrast``
@@ -64,18 +64,18 @@ def decide(spec: dict, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
         its rows.
 
     Raises:
-        NmeError: a table lacks a cell or a recipe of a contrast.
+        NmeError: a table is not given, or lacks a cell or a recipe of a contrast.
     """
     family = sum(len(claim["recipes"]) for claim in spec["claims"])
     rows = {}
     for claim in spec["claims"]:
         for contrast in claim["contrasts"]:
             sizes = (family, len(claim["contrasts"]))
-            judged = judge_contrast(tables[contrast["table"]], contrast, spec["smallest_effect"], *sizes)
+            judged = judge_contrast(table_of(tables, contrast["figure"]), contrast, spec["smallest_effect"], *sizes)
             by_recipe = {row["recipe"]: row for row in judged}
             for recipe in claim["recipes"]:
                 if recipe not in by_recipe:
-                    raise NmeError(f"{contrast['table']} has no recipe {recipe}; make it again")
+                    raise NmeError(f"the table of {contrast['figure']} has no recipe {recipe}; make it again")
                 head = {"claim": claim["number"], "says": claim["says"], "figure": claim["figure"]}
                 head |= {"contrast": contrast["name"], "expect": contrast["expect"], "over": contrast["over"]}
                 rows.setdefault((claim["number"], recipe), []).append(head | by_recipe[recipe])

@@ -1,7 +1,6 @@
 """Specs of the stages claims and map: contrasts of the configuration become lists of cells."""
 
 from itertools import product
-from pathlib import PurePath
 
 from nme.activations import ACTIVATIONS
 from nme.config.fields import AXIS_IN_NAME
@@ -9,7 +8,7 @@ from nme.config.figure import Claim, Contrast, Map
 from nme.config.project import Project
 from nme.errors import NmeError, unknown
 from nme.grid.cells import Cell, cells, expand
-from nme.grid.paths import claims_of_map, table_path
+from nme.grid.paths import claims_of_map
 from nme.grid.specs import STAGE_VERSION
 
 
@@ -137,7 +136,6 @@ def _mapped_claim(project: Project, claim: Claim, recipes: list[str]) -> dict:
     contrasts = []
     for contrast in claim.contrasts:
         found = _contrast_spec(project, contrast.figure or claim.figure, contrast)
-        found |= {"figure": PurePath(found.pop("table")).stem}
         found |= {"over": "trend" if found["over"] == "trend" else "mean"}
         del found["expect"]  # nothing is tested
         contrasts.append(found)
@@ -177,7 +175,7 @@ def _contrast_spec(project: Project, figure: str, contrast: Contrast) -> dict:
     except NmeError as error:
         raise NmeError(f"claims: contrast '{contrast.name}': {error}") from None
     described = {"name": contrast.name, "expect": contrast.expect, "over": over, "trace": trace}
-    return {**described, "table": table_path(project, figure), **terms}
+    return {**described, "figure": figure, **terms}
 
 
 def _paired(terms: dict[str, list[list]], over: str) -> dict[str, list[list]]:

@@ -12,20 +12,19 @@ from nme.outputs.files import atomic
 from nme.outputs.provenance import provenance
 
 
-def write_claims(spec: dict, output: Path) -> None:
+def write_claims(spec: dict, tables: list[Path], output: Path) -> None:
     """Decide the claims and write them as parquet, Markdown and HTML.
 
     Args:
         spec: ``grid.claims.claims_spec``.
+        tables: of the figures that contrasts are about; each file has its figure's name.
         output: the parquet file; the others have its name with their ending.
 
     Raises:
         NmeError: a table is missing, damaged, or not of these settings.
     """
     began = time.monotonic()
-    paths = {contrast["table"] for claim in spec["claims"] for contrast in claim["contrasts"]}
-    tables = {path: parquet.read(Path(path))[0].to_pandas() for path in paths}
-    rows = decide(spec, tables)
+    rows = decide(spec, {path.stem: parquet.read(path)[0].to_pandas() for path in tables})
     summary, table, says = summary_table(rows), readers_table(rows), note(spec, rows)
     with atomic(output.with_suffix(".md")) as path:
         text = f"# Claims\n\n{says}\n\n{markdown(summary)}\n## Effects\n\n{markdown(table)}"
