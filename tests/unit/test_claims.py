@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -111,7 +112,7 @@ def test_a_claim_needs_all_its_contrasts():
     tables = {"good": differing(one=GOOD), "unclear": differing(one=UNCLEAR), "bad": differing(one=BAD)}
 
     def verdict(*names: str) -> str:
-        claim = claim_of(*(contrast_of([PENALTY], [SGD], table=name) for name in names))
+        claim = claim_of(*(contrast_of([PENALTY], [SGD], figure=name) for name in names))
         rows = decide(spec_of(claim), tables)
         assert len(set(rows["verdict"])) == len(set(rows["p_holm"])) == 1, "the claim's, in all its rows"
         assert rows["p_holm"].iloc[0] == rows["p"].max()

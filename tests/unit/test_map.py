@@ -212,7 +212,7 @@ def test_tables_that_lack_something_are_one_message():
     for tables, part in [
         (
             {"fig4": table, "mechanism": shares()},
-            "needs the table of fig2, which was not given (given: fig4, mechanism)",
+            "the table of fig2 is needed and was not given (given: fig4, mechanism)",
         ),
         ({"fig2": table}, "needs the table of mechanism"),
         ({"fig2": table[table["recipe"] != "c"], "mechanism": shares()}, "have no recipe c; make them again"),
