@@ -234,7 +234,7 @@ def test_the_words_of_a_figure_redraw_it_alone(done):
 
 
 def test_a_comment_in_the_source_reruns_nothing(done):
-    for module in ("train", "methods", "grid", "measure", "claims", "figures/curves"):
+    for module in ("stages/train", "methods", "grid/specs", "stages/measure", "claims/verdicts", "figures/curves"):
         file = done.folder / "src/nme" / f"{module}.py"
         file.write_text(file.read_text() + "\n# a comment\n")
     assert done.planned("all") == {}
