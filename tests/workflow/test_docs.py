@@ -109,9 +109,12 @@ def of(program: str) -> list[Command]:
     return [command for command in COMMANDS if command.words[0] == program]
 
 
+SNAKEMAKE = get_argument_parser()
+
+
 def parsed(command: Command):
     """The arguments of Snakemake; an unknown option ends with a message."""
-    return get_argument_parser().parse_args(command.words[1:])
+    return SNAKEMAKE.parse_args(command.words[1:])
 
 
 def expanded(words: list[str]) -> list[str]:
