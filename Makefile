@@ -50,7 +50,7 @@ bench: .venv/installed-dev
 # the container image of all jobs, where Apptainer is installed
 image: .venv/installed
 	apptainer build --force containers/nme-$$($(BIN)/python -c 'import nme; print(nme.__version__)').sif containers/nme.def \
-	  || { echo "make image: failed; README.md, 'The image', says how to go on"; exit 1; }
+	  || { echo "make image: failed; docs/cluster.md#the-image says what to do"; exit 1; }
 
 # the exact versions that the image installs, from pyproject.toml
 lock: .venv/installed

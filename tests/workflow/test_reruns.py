@@ -1,4 +1,4 @@
-"""The README's table "what reruns what"."""
+"""The table "What reruns what" of docs/figures.md."""
 
 import re
 import shutil

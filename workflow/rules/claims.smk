@@ -1,7 +1,7 @@
 # ------------------------------------------------------------------- claims
 
 
-# which of the paper's claims the figures' trainings support, by a stated rule
+# decide which of the paper's claims the figures' trainings support, by the rule of docs/science.md
 rule claims:
     input:
         claims_tables,

@@ -1,4 +1,4 @@
-# What the rules share: the checked configuration, and functions from wildcards to settings. The logic is in nme.grid.
+# Shared by all rules: the checked configuration, and functions from wildcards to settings. The logic is in nme.grid.
 
 import json
 
@@ -50,7 +50,7 @@ def figures_of_kind(*kinds):
 def dataset_names(streamed):
     scale = PROJECT.scale
     names = [n for n in scale.datasets if scale.dataset_kind(n).streamed == streamed]
-    # Snakemake takes an empty constraint for none; this one is no dataset's name.
+    # Snakemake ignores an empty constraint. "-" is not the name of any dataset.
     return "|".join(names) or "-"
 
 

@@ -1,7 +1,7 @@
 # --------------------------------------------------------------------- plot
 
 
-# draw a figure, and write the plotted numbers beside it
+# draw a figure, and write the plotted numbers to a CSV
 rule plot:
     input:
         table=figure_table,

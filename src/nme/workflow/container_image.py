@@ -7,7 +7,7 @@ import nme
 from nme.errors import NmeError
 
 VERSION_LABEL, CODE_LABEL = "nme.version", "nme.code"  # written by containers/nme.def
-HOW = "build it with `make image`, or elsewhere and copy it, see README; or run without containers"
+HOW = "build it with `make image`, or elsewhere and copy it, see docs/cluster.md#the-image; or run without containers"
 
 
 def code_hash() -> str:
