@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -145,3 +146,16 @@ def test_with_another_version_a_result_names_no_lock_file(lock, package):
 def test_without_a_lock_file_a_result_names_none(lock):
     lock.unlink()
     assert provenance.provenance({}, 1.0)["lock_file"] == "none"
+
+
+# ------------------------------------------------------------------ public CI
+
+
+def test_public_ci_runs_targets_of_the_makefile_on_the_oldest_python():
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["check"]
+    assert PROJECT["requires-python"] == f">={job['strategy']['matrix']['python'][0]}"
+    targets = [word for step in job["steps"] for word in step.get("run", "make").split()[1:2]]
+    assert {"lint", "test", "all"} <= set(targets)
+    makefile = (ROOT / "Makefile").read_text()
+    for target in targets:
+        assert re.search(rf"^([^\t#]* )?{re.escape(target)}( [^:]*)?:", makefile, re.MULTILINE), target
