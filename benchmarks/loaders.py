@@ -7,8 +7,10 @@ batches on the CPU, with two worker processes where images are decoded; they run
 goes into docs/benchmarks.md.
 """
 
-# Before torch, as in all that nme does: it asks for huge pages. Both tools get them here.
-import nme  # noqa: F401, I001
+# Before torch, as the `nme` command does: PyTorch then asks for huge pages. Both tools get them here.
+import os
+
+os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
 
 import statistics
 import sys

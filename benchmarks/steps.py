@@ -15,6 +15,7 @@ writes nothing.
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -269,7 +270,8 @@ def in_a_process(*arguments: str):
     This process has not imported torch: a child's peak memory starts at what its parent holds.
     """
     command = [sys.executable, "-W", "ignore::FutureWarning", __file__, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}  # as the `nme` command sets it
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

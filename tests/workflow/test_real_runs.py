@@ -20,7 +20,7 @@ SHARED = ROOT.parent / "shared" / "data"
 def images(tmp_path_factory):
     """A read-only folder with Fashion-MNIST as its four archives and CIFAR-10 as a folder of images."""
     if not SHARED.is_dir():
-        pytest.skip(f"no real images: {SHARED} is not there")
+        pytest.skip(f"the real image data are not at {SHARED}")
     folder = tmp_path_factory.mktemp("images")
     shutil.copytree(SHARED / "FashionMNIST", folder / "FashionMNIST")
     with tarfile.open(SHARED / "cifar10-imagefolder.tar.gz") as archive:

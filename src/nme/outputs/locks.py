@@ -1,4 +1,8 @@
-"""Locks between processes; of a killed one the kernel lets go."""
+"""Locks between processes; of a killed one the kernel lets go.
+
+Not by ``filelock``: it leaves its file, refuses other users' files, and makes one that outlives a killed process where
+the file system has no locks.
+"""
 
 import errno
 import fcntl

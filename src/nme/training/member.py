@@ -86,12 +86,12 @@ def compiled(update: Callable) -> Callable:
     Drawing of random numbers, and Taylor arithmetic, which exchanges what layers do, stay as they are. (Not by
     decorators where they are written: those import the compiler, a second and a half for every job.)
     """
-    torch._dynamo.config.trace_autograd_ops = True
     torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler, too
     drawing = [(vectors, name) for name in ("rademacher", "normal", "uniform")]
     for module, name in [*drawing, (taylor, "quadratic_form")]:
         setattr(module, name, torch.compiler.disable(getattr(module, name)))
-    return torch.compile(update)
+    # Of the calls of this function only: a setting of PyTorch is the whole process's.
+    return torch._dynamo.config.patch(trace_autograd_ops=True)(torch.compile(update))
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
