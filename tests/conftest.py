@@ -14,6 +14,8 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session, exitstatus):
+    if hasattr(session.config, "workerinput"):
+        return  # a worker of pytest-xdist; the process that started it hears of each skipped test
     skipped = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
     if session.config.getoption("--no-skips") and skipped and exitstatus == 0:
         print(

@@ -6,6 +6,8 @@ import pytest
 
 from nme import grid
 
+pytestmark = pytest.mark.xdist_group("finished")
+
 
 @pytest.fixture(scope="module")
 def report(finished, tmp_path_factory) -> str:

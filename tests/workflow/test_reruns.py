@@ -12,6 +12,8 @@ from workflow_project import ROOT
 from nme import grid
 from nme.config import load_project
 
+pytestmark = pytest.mark.xdist_group("finished")
+
 CONFIG = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 TINY = load_project({**CONFIG, "scale": "tiny"}, ROOT / "config")
 GRIDS = {name: figure for name, figure in TINY.figures.items() if figure.grid}

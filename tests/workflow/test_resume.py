@@ -15,6 +15,8 @@ from nme import grid
 from nme.config import load_project
 from nme.parquet import read
 
+pytestmark = pytest.mark.xdist_group("trained")
+
 CELL = grid.Cell.of("mnist1d_cnn", "gelu", "grad_norm", 0.1)
 MANIFEST = "results/tiny/data/mnist1d/manifest.json"
 AT = [0, 0.4, 1]  # when networks are kept

@@ -6,6 +6,8 @@ import pytest
 from nme import __version__, grid
 from nme.parquet import read
 
+pytestmark = pytest.mark.xdist_group("trained")
+
 
 @pytest.fixture(scope="module")
 def names(trained) -> list[str]:
