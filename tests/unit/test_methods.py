@@ -162,10 +162,10 @@ class TestEveryMethod:
         with saved_for_backward() as saved:
             update(method, model, batch, RHO)
             before = live_tensors()
-            for i in range(200):
+            for i in range(20):
                 update(method, model, batch, RHO, seed=i)
             # A graph that survives its update keeps what it saved, even where no Python object leads to it.
-            assert saved.ever > 1000
+            assert saved.ever > 100
             assert len(saved.now) == 0
             assert live_tensors() == before
 
