@@ -1,6 +1,6 @@
 # make figures   the paper's figures at laptop scale
 # make all       and the supplementary figures, the claims, and the report: one self-contained HTML page
-# make test      the fast tests                           make bench  the benchmarks of docs/benchmarks.md
+# make test      the fast tests, in two processes         make bench  the benchmarks of docs/benchmarks.md
 #
 # The scale is config/config.yaml's. SCALE=tiny|laptop|workstation and CORES=n choose another one and fewer cores;
 # SEEDS=15 trains more members per cell than the scale says.
@@ -32,7 +32,7 @@ publish: all
 	find figures -name '*.csv' ! -name fig1.csv -exec cp {} $(KEPT) \;
 
 test: .venv/installed-dev
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup $(PYTEST)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

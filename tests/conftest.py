@@ -19,6 +19,8 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session, exitstatus):
+    if hasattr(session.config, "workerinput"):
+        return  # a worker of pytest-xdist; the process that started it hears of each skipped test
     skipped = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
     skipped = [report for report in skipped if WITHOUT_IMAGES not in str(report.longrepr[-1])]
     if session.config.getoption("--no-skips") and skipped and exitstatus == 0:

@@ -18,6 +18,8 @@ NETWORKS = {
     "cnn-1d": ({"name": "cnn", "channels": [2, 3], "kernel": 3, "stride": [2, 1]}, (2, 7)),
     "cnn-2d": ({"name": "cnn", "channels": [2, 2], "kernel": 3, "stride": 2}, (1, 5, 4)),
 }
+# A network, with batch norm or without; the smallest first.
+PLACES = [(network, batch_norm) for network in NETWORKS for batch_norm in (False, True)]
 
 
 def example(network, activation, batch_norm=False, dtype=torch.float64):

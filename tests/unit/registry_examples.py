@@ -2,8 +2,10 @@
 
 from itertools import product
 
+import pytest
 from hypothesis import strategies as st
 
+from nme.activations import ACTIVATIONS
 from nme.quantities import ON_TRAINING_BATCHES
 
 # Tried for a parameter that takes any number, beside its default. A method's may be counts (of probes, say).
@@ -20,6 +22,29 @@ def every(registry, numbers):
             settings.append([f"-{key}={value}" for value in dict.fromkeys(values)])
         for chosen in product(*settings):
             yield registry.parse("".join([name, *chosen]))
+
+
+# One activation of each kind: φ'' is 0, it is the slope of φ', it is prescribed.
+KINDS = ("relu", "gelu", "augmented_relu")
+
+
+def each_activation_and_place(names, places, kinds=KINDS, genuine=False):
+    """Parametrize a test by ``activation`` and the ``names`` of a place: a network, with batch norm or without.
+
+    Every activation in the first place, and one of each kind in every place: a network applies its activation entry by
+    entry and knows nothing of it but its derivatives, so a fault of either shows in one of these pairs.
+    """
+    cases = [
+        (activation, *place)
+        for activation in every(ACTIVATIONS, ACTIVATION_NUMBERS)
+        if activation.genuine or not genuine
+        for place in (places if str(activation) in kinds else places[:1])
+    ]
+    return pytest.mark.parametrize(("activation", *names), cases, ids=case_id)
+
+
+def case_id(value):
+    return {False: "plain", True: "batch-norm"}[value] if isinstance(value, bool) else str(value)
 
 
 def numbers_for(parameter):

@@ -7,6 +7,7 @@ import torch
 from curvature_reference import LOSSES, Dense, example, relative_error, vectors_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from registry_examples import each_activation_and_place
 from torch import nn
 
 from nme.activations import ACTIVATIONS
@@ -523,7 +524,7 @@ class TestSpectralDensity:
 
 
 class TestBlocks:
-    @pytest.mark.parametrize("name", ["mlp", "cnn-1d"])
+    @each_activation_and_place(["name"], [["mlp"], ["cnn-1d"]])
     def test_norms_are_those_of_the_diagonal_blocks(self, activation, name):
         model, batches = example(name, activation, sizes=(5,))
         curvature = Curvature(model, LOSSES["cross-entropy"], batches)

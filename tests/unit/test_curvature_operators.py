@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 from curvature_reference import CLASSES, LOSSES, NETWORKS, Dense, example, relative_error, vectors_of
+from registry_examples import each_activation_and_place
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 from torch.func import functional_call, grad, jvp, vjp
@@ -25,11 +26,8 @@ GELU = ACTIVATIONS.parse("gelu")
 OPERATORS = {"H": Hessian, "G": GaussNewton, "N": NME}
 CROSS_ENTROPY = LOSSES["cross-entropy"]
 
-on_every_network = pytest.mark.parametrize(
-    ("network", "batch_norm"),
-    [*((name, "eval") for name in NETWORKS), ("residual", "train")],
-    ids=lambda value: value,
-)
+PLACES = [*((name, "eval") for name in NETWORKS), ("residual", "train")]
+on_every_network = pytest.mark.parametrize(("network", "batch_norm"), PLACES, ids=str)
 on_every_loss = pytest.mark.parametrize("loss", LOSSES)
 in_both_modes = pytest.mark.parametrize("batch_norm", ["eval", "train"])
 
@@ -73,7 +71,7 @@ def same(a, b):
 
 
 class TestAgainstDenseMatrices:
-    @on_every_network
+    @each_activation_and_place(("network", "batch_norm"), PLACES)
     def test_every_activation(self, activation, network, batch_norm):
         curvature, dense, _, _ = small(network, activation, batch_norm=batch_norm)
         products = curvature.products(torch.eye(curvature.size, dtype=torch.float64))
@@ -146,7 +144,7 @@ class TestAgainstDenseMatrices:
 
 
 class TestStructure:
-    @pytest.mark.parametrize("network", ["mlp", "cnn-1d", "cnn-2d"])
+    @each_activation_and_place(["network"], [["mlp"], ["cnn-1d"], ["cnn-2d"]])
     def test_diagonal_blocks_of_n_vanish_exactly_where_the_second_derivative_does(self, activation, network):
         curvature, dense, model, _ = small(network, activation)
         N = NME(curvature) @ torch.eye(curvature.size, dtype=torch.float64)

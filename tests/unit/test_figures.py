@@ -7,6 +7,7 @@ import sys
 import warnings
 from functools import cache
 from importlib import import_module
+from io import BytesIO
 from itertools import combinations
 from pathlib import Path
 
@@ -30,12 +31,15 @@ from nme.errors import NmeError
 from nme.figures import DRAWINGS, curves, style
 from nme.grid.cells import cells
 from nme.grid.claims import claims_spec, map_spec
-from nme.grid.paths import figures_read, table_path
+from nme.grid.paths import figures_read
 from nme.grid.specs import landscape_spec, plot_spec, table_spec
 from nme.methods import METHODS
 from nme.outputs import parquet
 from nme.quantities import QUANTITIES
 from nme.stages.plot import plot
+
+# What is drawn once is looked at by many tests.
+pytestmark = pytest.mark.xdist_group("figures")
 
 ROOT = Path(__file__).parents[2]
 SCALES = sorted(path.stem for path in (ROOT / "config/scales").glob("*.yaml"))
@@ -47,6 +51,17 @@ MEASURED = [name for name, figure in PROJECT.figures.items() if figure.measure]
 LANDSCAPES = [name for name, figure in PROJECT.figures.items() if figure.landscape]
 CLAIMS = [name for name, figure in PROJECT.figures.items() if figure.claims]
 MAPS = [name for name, figure in PROJECT.figures.items() if figure.map]
+
+EACH_MODULE = [*DRAWINGS, *CURVES[-1:]]
+
+
+def how(name: str) -> str:
+    """How an accuracy figure is drawn, but for its words and its number of groups."""
+    settings = PROJECT.figures[name].curves
+    return f"{settings.x} {settings.lines} {settings.columns} {bool(settings.groups)}"
+
+
+DIFFERENT_CURVES = {how(name): name for name in CURVES}.values()
 
 every_figure = pytest.mark.parametrize("name", PROJECT.figures)
 # The scale of one figure has so many panels in the others that drawing them takes minutes.
@@ -81,10 +96,9 @@ CASES = {
 def accuracies(project: Project, name: str, case: str = "every loss finite") -> pd.DataFrame:
     """A table of a grid figure as the tables stage makes it; accuracies fall with the strength."""
     random = np.random.default_rng(0)
-    rows = []
+    rows, most, recipes = [], highest(project, name) or 1, table_spec(project, name)["recipes"]
     for cell in cells(project.figures[name], project.scale):
-        strength, most = float(cell.strength), highest(project, name) or 1
-        recipe = table_spec(project, name)["recipes"][cell.recipe]
+        strength, recipe = float(cell.strength), recipes[cell.recipe]
         for seed in range(project.scale.seeds):
             lost = CASES[case](strength, most, seed)
             test, train = 0.85 - 0.3 * strength / most + random.normal(0, 0.01, 2)
@@ -107,10 +121,9 @@ def measurements(project: Project, name: str, case: str = "every loss finite") -
     """A table of a figure that measures; a diverged member has values of the first time alone."""
     figure, random = project.figures[name], np.random.default_rng(0)
     times = [float(at) for at in project.scale.axes[figure.measure.at]]
-    rows = []
+    rows, most, recipes = [], highest(project, name), table_spec(project, name)["recipes"]
     for cell in cells(figure, project.scale):
-        strength, most = float(cell.strength), highest(project, name)
-        panel = table_spec(project, name)["recipes"][cell.recipe]["title"]
+        strength, panel = float(cell.strength), recipes[cell.recipe]["title"]
         for seed in range(project.scale.seeds):
             lost = CASES[case](strength, most, seed)
             for at in times[:1] if lost else times:
@@ -134,17 +147,25 @@ def landscape(project: Project, name: str, points: int = 7) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+TABLES: dict[tuple, pd.DataFrame] = {}
+
+
 def table_of(project: Project, name: str, case: str = "every loss finite") -> pd.DataFrame:
+    """A copy of its own for each caller, made once: claims and map read those of many figures."""
+    key = project.config.scale, project.scale.seeds, name, case
+    if key not in TABLES:
+        TABLES[key] = new_table(project, name, case)
+    return TABLES[key].copy()
+
+
+def new_table(project: Project, name: str, case: str) -> pd.DataFrame:
     figure = project.figures[name]
     if figure.map:
         read = {other: table_of(project, other, case) for other in figures_read(project, name)}
         return effects_and_shares(map_spec(project, name), read)
     if figure.claims:
-        tables = {
-            table_path(project, other): table_of(project, other, case)
-            for other, its in project.figures.items()
-            if its.grid
-        }
+        read = figures_read(project, name)
+        tables = {other: table_of(project, other, case) for other in read}
         return decide(claims_spec(project, name), tables)
     make = landscape if figure.landscape else measurements if figure.measure else accuracies
     return make(project, name) if figure.landscape else make(project, name, case)
@@ -221,13 +242,13 @@ def test_each_figure_has_a_table_here():
 # ------------------------------------------------------------ every figure
 
 
-@every_figure
-def test_three_files_with_the_scale_and_the_version(tmp_path, name):
-    files = draw(PROJECT, name, table_of(PROJECT, name), tmp_path)
+@pytest.mark.parametrize("name", EACH_MODULE)
+def test_three_files_with_the_scale_and_the_version(drawn_twice, name):
+    files = {Path(file).suffix: content for file, content in drawn_twice[0].items() if Path(file).stem == name}
     assert set(files) == {".pdf", ".png", ".csv"}
     assert files[".pdf"].startswith(b"%PDF")
     assert files[".png"].startswith(b"\x89PNG")
-    numbers = pd.read_csv(tmp_path / "out" / f"{name}.csv")
+    numbers = pd.read_csv(BytesIO(files[".csv"]))
     assert len(numbers) > 1
     assert set(numbers["scale"]) == {"tiny"}
     assert set(numbers["version"]) == {__version__}
@@ -270,21 +291,26 @@ def test_figures_are_as_wide_as_a_column_and_say_scale_and_version(name):
 
 
 DRAW_ALL = """
-import json, sys
+import json, sys, warnings
 from pathlib import Path
+from matplotlib import pyplot
 from nme.figures import style
 from nme.stages.plot import plot
 style.RC["savefig.dpi"] = 50
+warnings.simplefilter("error")
 for table, spec in json.loads(sys.argv[1]).items():
     plot(spec, Path(table), Path(spec["figure"] + ".pdf"))
 assert "torch" not in sys.modules, "drawing needs no torch"
+assert not pyplot.get_fignums(), "a figure that is not closed stays in memory"
 """
 
 
-def test_the_same_table_is_the_same_bytes(tmp_path):
-    """In two processes, as what depends on the time or on the order in a set would show only there."""
+@pytest.fixture(scope="module")
+def drawn_twice(tmp_path_factory) -> list[dict[str, bytes]]:
+    """The files of a figure of each module, from two processes, with every warning an error."""
+    tmp_path = tmp_path_factory.mktemp("drawn")
     jobs = {}
-    for name in [*DRAWINGS, *CURVES[-1:]]:  # each module once
+    for name in EACH_MODULE:
         path = tmp_path / f"{name}.parquet"
         table = pa.Table.from_pandas(table_of(PROJECT, name, "some diverged"), preserve_index=False)
         parquet.write(table, path, record_of(PROJECT, name))
@@ -296,10 +322,15 @@ def test_the_same_table_is_the_same_bytes(tmp_path):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         processes.append(subprocess.Popen(command, cwd=tmp_path / seed, env=environment))
     assert [process.wait() for process in processes] == [0, 0]
-    drawn = [{path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()} for seed in ("1", "2")]
-    assert len(drawn[0]) == 3 * len(jobs)
-    assert drawn[0] == drawn[1]
-    assert not any(b"CreationDate" in content for name, content in drawn[0].items() if name.endswith(".pdf"))
+    return [{path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()} for seed in ("1", "2")]
+
+
+def test_the_same_table_is_the_same_bytes(drawn_twice):
+    """In another process, too, where what depends on the time or on the order in a set would show."""
+    first, second = drawn_twice
+    assert len(first) == 3 * len(EACH_MODULE)
+    assert first == second
+    assert not any(b"CreationDate" in content for name, content in first.items() if name.endswith(".pdf"))
 
 
 @pytest.mark.parametrize("name", CURVES[:1] + MEASURED[:1])
@@ -358,7 +389,7 @@ def test_lines_have_their_configured_colour(name, scale):
         assert len(set(looks)) == len(looks), "no two lines of a panel look alike"
 
 
-@every_scale
+@pytest.mark.parametrize("scale", ["tiny", "laptop"])
 @pytest.mark.parametrize("name", CURVES)
 def test_every_mean_is_on_its_line(name, scale):
     """The points of all lines are the numbers of the CSV, and these are means over seeds, in percent."""
@@ -401,7 +432,7 @@ def test_the_level_without_a_penalty_is_in_every_panel(name, scale):
     assert said == (project.figures[name].curves.x == "strength")
 
 
-@pytest.mark.parametrize("name", CURVES)
+@pytest.mark.parametrize("name", DIFFERENT_CURVES)
 @pytest.mark.parametrize("case", CASES)
 def test_diverged_members_are_counted(name, case):
     project = with_seeds(3)
@@ -615,8 +646,10 @@ def test_a_map_has_a_panel_per_contrast_and_a_point_per_setting(scale):
     assert numbers["correlation"].notna().all() == (len(recipes) >= 4)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("scale", ["map", "tiny"])
+@pytest.mark.parametrize(
+    ("case", "scale"),
+    [*((case, "tiny") for case in CASES), *((case, scale) for scale, name, case in DRAWN if scale == name == "map")],
+)
 def test_a_map_of_any_divergence_draws(case, scale):
     table, figure, _ = shown(scale, "map", case)
     drawn_texts(figure, dpi=50)

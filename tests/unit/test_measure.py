@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dense_reference import NETWORKS, example
-from registry_examples import measured_on
+from dense_reference import NETWORKS, PLACES, example
+from registry_examples import each_activation_and_place, measured_on
 from scipy.optimize import brentq
 from scipy.stats import norm
 from specs import spec_in_memory
@@ -52,8 +52,7 @@ def preactivations(model, inputs) -> list[np.ndarray]:
     return found
 
 
-@on_every_network
-@with_and_without_batch_norm
+@each_activation_and_place(("network", "batch_norm"), PLACES)
 def test_counts_are_those_of_the_preactivations(activation, network, batch_norm):
     model, batch = example(network, activation, batch_norm)
     model.eval()

@@ -5,6 +5,7 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
+from registry_examples import each_activation_and_place
 from torch import nn
 
 from nme.activations import ACTIVATIONS
@@ -31,11 +32,13 @@ OWN_START = {"resnet50"}  # not PyTorch's
 CASES = [(name, shape) for name in MODELS for shape in SHAPES.get(name, [])]
 # One layer after the other, with batch norm if asked for; others are tested one by one.
 CHAINS = [(name, shape) for name, shape in CASES if "batch_norm" in MODELS[name].model_fields]
+# With batch norm and without, where a model has that setting; the smallest first.
+PLACES = [(name, shape, False) for name, shape in CASES] + [(name, shape, True) for name, shape in CHAINS]
 CLASSES = 4
 
 on_every_model_and_input = pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
+in_every_place = each_activation_and_place(("name", "shape", "batch_norm"), PLACES, kinds=("gelu",))
 on_every_chain_and_input = pytest.mark.parametrize(("name", "shape"), CHAINS, ids=str)
-with_and_without_batch_norm = pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch-norm"])
 
 
 def build(name, shape, activation="relu", seed=0, **settings):
@@ -56,8 +59,7 @@ def test_every_model_is_tried_here():
 
 
 class TestEveryModel:
-    @on_every_model_and_input
-    @with_and_without_batch_norm
+    @in_every_place
     def test_maps_a_batch_to_logits(self, activation, name, shape, batch_norm):
         model = build(name, shape, str(activation), batch_norm=batch_norm)
         for batch in (2, 5):
@@ -65,8 +67,7 @@ class TestEveryModel:
             assert logits.shape == (batch, CLASSES)
             assert logits.isfinite().all()
 
-    @on_every_model_and_input
-    @with_and_without_batch_norm
+    @in_every_place
     def test_starts_the_same_whatever_the_activation(self, activation, name, shape, batch_norm):
         reference = build(name, shape, "relu", batch_norm=batch_norm).state_dict()
         other = build(name, shape, str(activation), batch_norm=batch_norm).state_dict()

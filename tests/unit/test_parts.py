@@ -28,9 +28,12 @@ def direction(name, model, batch):
     return flat(METHODS.parse(name).update(model, batch, STRENGTH, stream(0, "noise")).direction)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_a_batch_in_parts_is_the_batch_where_examples_are_independent(activation, method, network):
-    model, batch = in_parts(network, activation, batch_norm=False)
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [*((network, "gelu") for network in NETWORKS), ("mlp", "relu"), ("mlp", "augmented_relu")],
+)
+def test_a_batch_in_parts_is_the_batch_where_examples_are_independent(method, network, name):
+    model, batch = in_parts(network, ACTIVATIONS.parse(name), batch_norm=False)
     whole = batch._replace(split=None)
     found, expected = (method.update(model, b, STRENGTH, stream(0, "noise")) for b in (batch, whole))
     assert relative_error(flat(found.direction), flat(expected.direction)) < 1e-9

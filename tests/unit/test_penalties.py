@@ -8,7 +8,8 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from dense_reference import NETWORKS, Dense, central_differences, example, flat, relative_error, signs
+from dense_reference import NETWORKS, PLACES, Dense, central_differences, example, flat, relative_error, signs
+from registry_examples import each_activation_and_place
 from torch.func import functional_call, jacrev
 
 from nme.activations import ACTIVATIONS
@@ -22,6 +23,7 @@ GELU = ACTIVATIONS.parse("gelu")
 STRENGTH = 0.3
 
 on_every_network = pytest.mark.parametrize("network", NETWORKS)
+PLACE = ("network", "batch_norm")
 with_and_without_batch_norm = pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch-norm"])
 
 
@@ -48,8 +50,7 @@ def gauss_newton(dense, theta):
 
 
 class TestSam:
-    @on_every_network
-    @with_and_without_batch_norm
+    @each_activation_and_place(PLACE, PLACES)
     def test_is_the_gradient_uphill(self, activation, network, batch_norm):
         model, batch = example(network, activation, batch_norm)
         dense = Dense(model, batch)
@@ -67,8 +68,7 @@ class TestSam:
 
 
 class TestGradientPenaltyWithoutNme:
-    @on_every_network
-    @with_and_without_batch_norm
+    @each_activation_and_place(PLACE, PLACES)
     def test_is_the_gradient_and_a_product_of_the_dense_gauss_newton(self, activation, network, batch_norm):
         model, batch = example(network, activation, batch_norm)
         dense = Dense(model, batch)
@@ -105,11 +105,10 @@ class TestWeightNoise:
 
 
 class TestHessianTrace:
-    @on_every_network
-    @with_and_without_batch_norm
+    @each_activation_and_place(PLACE, PLACES, genuine=True)
     @pytest.mark.parametrize("k", [1, 3])
-    def test_is_the_slope_of_the_probed_hessian(self, genuine, k, network, batch_norm):
-        model, batch = example(network, genuine, batch_norm)
+    def test_is_the_slope_of_the_probed_hessian(self, activation, k, network, batch_norm):
+        model, batch = example(network, activation, batch_norm)
         dense = Dense(model, batch)
         generator = stream(0, "noise")
         probes = [signs(len(dense.theta), generator) for _ in range(k)]
@@ -180,10 +179,9 @@ class TestGaussNewtonTrace:
 
 
 class TestGaussNewtonTraceByProbes:
-    @on_every_network
-    @with_and_without_batch_norm
-    def test_is_the_slope_of_the_probed_gauss_newton(self, genuine, network, batch_norm):
-        model, batch = example(network, genuine, batch_norm)
+    @each_activation_and_place(PLACE, PLACES, genuine=True)
+    def test_is_the_slope_of_the_probed_gauss_newton(self, activation, network, batch_norm):
+        model, batch = example(network, activation, batch_norm)
         dense = Dense(model, batch)
         u = signs(len(dense.theta), stream(0, "noise"))
         expected = central_differences(lambda t: STRENGTH / 2 * u @ gauss_newton(dense, t) @ u, dense.theta)

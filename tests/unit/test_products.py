@@ -4,7 +4,8 @@ import curvlinops
 import numpy as np
 import pytest
 import torch
-from dense_reference import NETWORKS, Dense, example, flat, relative_error
+from dense_reference import PLACES, Dense, example, flat, relative_error
+from registry_examples import each_activation_and_place
 from torch import nn
 
 from nme.activations import ACTIVATIONS
@@ -15,8 +16,7 @@ from nme.derivatives.vectors import norm
 
 GELU = ACTIVATIONS.parse("gelu")
 
-on_every_network = pytest.mark.parametrize("network", NETWORKS)
-with_and_without_batch_norm = pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch-norm"])
+PLACE = ("network", "batch_norm")
 
 
 def random_like(tensors, seed=0):
@@ -29,8 +29,7 @@ def product(model, batch, vector):
 
 
 class TestBatchGradient:
-    @on_every_network
-    @with_and_without_batch_norm
+    @each_activation_and_place(PLACE, PLACES)
     def test_loss_and_gradient_are_those_of_the_mean_cross_entropy(self, activation, network, batch_norm):
         model, batch = example(network, activation, batch_norm)
         dense = Dense(model, batch)
@@ -60,15 +59,14 @@ class TestBatchGradient:
 
 
 class TestHessianProduct:
-    @on_every_network
-    @with_and_without_batch_norm
+    @each_activation_and_place(PLACE, PLACES)
     def test_equals_the_dense_hessian(self, activation, network, batch_norm):
         model, batch = example(network, activation, batch_norm)
         vector = random_like(model.parameters())
         expected = Dense(model, batch).hessian() @ flat(vector)
         assert relative_error(flat(product(model, batch, vector)), expected) < 1e-10
 
-    @on_every_network
+    @each_activation_and_place(["network"], [place[:1] for place in PLACES if not place[1]])
     def test_equals_curvlinops(self, activation, network):
         model, batch = example(network, activation)
         operator = curvlinops.HessianLinearOperator(
@@ -91,9 +89,9 @@ class TestHessianProduct:
         assert relative_error(actual, operator @ flat(vector)) < 1e-10
         assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
 
-    @with_and_without_batch_norm
-    def test_is_linear_and_symmetric(self, activation, batch_norm):
-        model, batch = example("cnn-1d", activation, batch_norm)
+    @each_activation_and_place(PLACE, [("cnn-1d", False), ("cnn-1d", True)])
+    def test_is_linear_and_symmetric(self, activation, network, batch_norm):
+        model, batch = example(network, activation, batch_norm)
         u, v = random_like(model.parameters(), 1), random_like(model.parameters(), 2)
         Hu, Hv, Hw = (flat(product(model, batch, w)) for w in (u, v, [2 * a - b for a, b in zip(u, v, strict=True)]))
         assert relative_error(Hw, 2 * Hu - Hv) < 1e-12

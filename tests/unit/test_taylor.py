@@ -4,7 +4,8 @@ from copy import deepcopy
 
 import pytest
 import torch
-from dense_reference import NETWORKS, Dense, example, flat, interpolating, relative_error
+from dense_reference import PLACES, Dense, example, flat, interpolating, relative_error
+from registry_examples import each_activation_and_place
 from torch import nn
 
 from nme.activations import ACTIVATIONS
@@ -21,8 +22,7 @@ def direction(model, seed=0):
     return [torch.randn(p.shape, generator=generator).double() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch-norm"])
+@each_activation_and_place(("network", "batch_norm"), PLACES)
 def test_is_the_quadratic_form_of_the_hessian(activation, network, batch_norm):
     model, batch = example(network, activation, batch_norm)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

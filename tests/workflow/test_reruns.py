@@ -1,4 +1,4 @@
-"""The table "What reruns what" of docs/figures.md."""
+"""The README's table "what reruns what"."""
 
 import re
 import shutil
@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 from workflow_project import ROOT
+from workflow_project import jobs as planned
 
+from nme.config.figure import Figure
 from nme.config.project import load_project
 from nme.grid import cells as grid_cells
 from nme.grid.cells import Cell, training_jobs
+from nme.grid.claims import claims_spec
 from nme.grid.paths import sources, table_path
+from nme.grid.specs import plot_spec
+
+pytestmark = pytest.mark.xdist_group("finished")
 
 CONFIG = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 TINY = load_project({**CONFIG, "scale": "tiny"}, ROOT / "config")
@@ -72,19 +78,30 @@ def test_nothing_when_nothing_changed(done):
 # ----------------------------------------------------------------- colours
 
 
+def redrawn(kind: str, name: str) -> int:
+    """Figures whose drawing has other settings with another colour of a name."""
+    chosen = {**getattr(TINY.style, kind), name: "#123456"}
+    other = TINY.model_copy(update={"style": TINY.style.model_copy(update={kind: chosen})})
+    return sum(plot_spec(TINY, name) != plot_spec(other, name) for name in TINY.figures)
+
+
 @pytest.mark.parametrize("name", TINY.style.activation)
-def test_an_activations_colour_redraws_the_figures_that_have_its_line(done, name):
-    done.edit("config/style.yaml", lambda style: style["activation"].update({name: "#123456"}))
-    assert done.planned("all") == drawn_with("activation", name.split("-")[0])
+def test_an_activations_colour_is_in_the_settings_of_the_figures_that_have_its_line(name):
+    assert redrawn("activation", name) == drawn_with("activation", name.split("-")[0]).get("plot", 0)
 
 
 @pytest.mark.parametrize("name", ["sgd", "hessian_trace", "sam"])
-def test_a_methods_colour_redraws_the_figures_that_have_its_line(done, name):
+def test_a_methods_colour_is_in_the_settings_of_the_figures_that_have_its_line(name):
     """None of those whose lines are activations, though all of them train with a method."""
-    done.edit("config/style.yaml", lambda style: style["method"].update({name: "#123456"}))
-    expected = drawn_with("method", name)
-    assert 0 < expected["plot"] < len(GRIDS)
-    assert done.planned("all") == expected
+    expected = drawn_with("method", name)["plot"]
+    assert 0 < expected < len(GRIDS)
+    assert redrawn("method", name) == expected
+
+
+@pytest.mark.parametrize(("kind", "name"), [("activation", "gelu"), ("method", "sam")])
+def test_a_colour_redraws_the_figures_that_have_it_in_their_settings(done, kind, name):
+    done.edit("config/style.yaml", lambda style: style[kind].update({name: "#123456"}))
+    assert done.planned("all") == plan(plot=redrawn(kind, name))
 
 
 def test_an_operators_colour_redraws_the_figures_that_measure(done):
@@ -97,8 +114,8 @@ def test_an_operators_colour_redraws_the_figures_that_measure(done):
 
 def test_a_learning_rate_retrains_the_cells_of_its_recipe(done):
     done.edit("config/scales/tiny.yaml", lambda scale: scale["recipes"]["digits_mlp"].update(learning_rate=0.06))
-    assert done.planned("all") == trained_again(lambda cell: cell.recipe == "digits_mlp")
-    text = done.run("snakemake", "-n", "--config", "scale=tiny", "--", "all")
+    text = done.dry_run("all")
+    assert planned(text) == trained_again(lambda cell: cell.recipe == "digits_mlp")
     assert "recipe=mnist1d_cnn" not in text
 
 
@@ -106,8 +123,8 @@ def test_a_learning_rate_retrains_the_cells_of_its_recipe(done):
 def test_one_more_seed_trains_only_new_members(done, page):
     done.edit(page, lambda values: values.update(seeds=3))
     expected = trained_again(lambda cell: True)  # one new job for the one job that a cell had
-    assert done.planned("all") == expected
-    text = done.run("snakemake", "-n", "--config", "scale=tiny", "--", "all")
+    text = done.dry_run("all")
+    assert planned(text) == expected
     assert len(re.findall(r"seeds=2\b", text)) == expected["train"] + expected["measure"]
     assert "seeds=0" not in text
 
@@ -184,18 +201,26 @@ def test_how_it_is_measured_retrains_nothing(done):
 # ------------------------------------------------------------------ claims
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda claims: claims["smallest_effect"].update(percent=6),
-        lambda claims: claims["list"].pop(0),
-        lambda claims: claims["list"][0].update(says="Something else."),
-        lambda claims: claims["list"][0]["contrasts"][0].update(expect="positive"),
-    ],
-    ids=["smallest effect", "one less", "words", "expectation"],
-)
-def test_claims_are_decided_and_drawn_again_alone(done, change):
-    done.edit("config/figures/claims.yaml", lambda figure: change(figure["claims"]))
+# None of them is in what the map shows; the last one goes last, since it shifts the list.
+CHANGES_OF_CLAIMS = {
+    "smallest effect": lambda claims: claims["smallest_effect"].update(percent=6),
+    "words": lambda claims: claims["list"][0].update(says="Something else."),
+    "expectation": lambda claims: claims["list"][0]["contrasts"][0].update(expect="positive"),
+    "one less": lambda claims: claims["list"].pop(3),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_CLAIMS.values(), ids=CHANGES_OF_CLAIMS)
+def test_every_change_of_the_claims_is_in_their_settings(change):
+    values = yaml.safe_load((ROOT / "config/figures/claims.yaml").read_text())
+    change(values["claims"])
+    other = TINY.model_copy(update={"figures": {**TINY.figures, "claims": Figure(**values)}})
+    assert claims_spec(other, "claims") != claims_spec(TINY, "claims")
+
+
+def test_claims_are_decided_and_drawn_again_alone(done):
+    for change in CHANGES_OF_CLAIMS.values():
+        done.edit("config/figures/claims.yaml", lambda figure, change=change: change(figure["claims"]))
     assert done.planned("all") == {"claims": 1, "plot": 1}
 
 

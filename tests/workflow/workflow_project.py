@@ -112,8 +112,10 @@ class Project:
 
     def planned(self, *targets: str, scale: str = "tiny", options: tuple[str, ...] = ()) -> dict[str, int]:
         """Jobs by rule that a dry run lists."""
-        text = self.run("snakemake", "-n", *options, "--config", f"scale={scale}", "--", *targets)
-        return jobs(text)
+        return jobs(self.dry_run(*targets, scale=scale, options=options))
+
+    def dry_run(self, *targets: str, scale: str = "tiny", options: tuple[str, ...] = ()) -> str:
+        return self.run("snakemake", "-n", *options, "--config", f"scale={scale}", "--", *targets)
 
     def edit(self, path: str, change) -> None:
         """Change a YAML file of the configuration by a function."""
