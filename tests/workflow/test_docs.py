@@ -19,7 +19,7 @@ from workflow_project import ROOT
 
 from nme import curvature
 from nme.cli import app
-from nme.config import load_project
+from nme.config.project import load_project
 from nme.methods import METHODS
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("config/*.md")])
