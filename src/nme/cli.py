@@ -15,7 +15,9 @@ from nme import __version__
 from nme.errors import Interrupted, NmeError
 
 if TYPE_CHECKING:
+    from nme.config.messages import Section
     from nme.config.project import Project
+    from nme.grid import specs
 
 app = typer.Typer(
     help=__doc__,
@@ -31,28 +33,25 @@ Spec = Annotated[str, typer.Option(help="The settings that decide the result, as
 Output = Annotated[Path, typer.Option(help="What to write; it appears whole or not at all.")]
 
 
-def _settings(text: str, *keys: str) -> dict:
+def _parse(model: "type[Section]", text: str) -> "Section":
+    from nme.config.messages import check
+
     try:
-        spec = json.loads(text)
+        values = json.loads(text)
     except ValueError as error:
         raise NmeError(f"--spec is not JSON: {error}") from None
-    if not isinstance(spec, dict):
-        raise NmeError("--spec must be a JSON object")
-    missing = [key for key in keys if key not in spec]
-    if missing:
-        raise NmeError(f"--spec lacks {', '.join(missing)}; a whole one stands in Snakemake's params")
-    return spec
+    return check(model, values, "--spec")
 
 
 @contextmanager
-def _alone(settings: dict, output: Path) -> Iterator[bool]:
+def _alone(spec: "specs.Spec", output: Path) -> Iterator[bool]:
     """Inside, no other process makes ``output``; True if another one did while this one waited for it."""
     from nme.outputs import parquet
     from nme.outputs.locks import lock_of, one_at_a_time
     from nme.outputs.provenance import spec_hash
 
     with one_at_a_time(lock_of(output), lambda text: print(text, file=sys.stderr, flush=True)) as waited:
-        made = waited and output.exists() and parquet.read_record(output)["spec_sha256"] == spec_hash(settings)
+        made = waited and output.exists() and parquet.read_record(output)["spec_sha256"] == spec_hash(spec.as_json())
         if made:
             print(f"{output}: the other process has made it", file=sys.stderr)
         yield made
@@ -77,6 +76,7 @@ def prepare(
 ) -> None:
     """Find, verify and convert a dataset; of a streamed one, run it again to continue a job that was stopped."""
     from nme.datasets.base import Places
+    from nme.grid.specs import PrepareSpec
     from nme.stages.prepare import prepare
 
     if data_dir is not None and not data_dir.expanduser().is_dir():
@@ -84,8 +84,7 @@ def prepare(
         hint = inside if "APPTAINER_CONTAINER" in os.environ else ""
         raise NmeError(f"data_dir is '{data_dir}', which is not a folder (give an existing one{hint})")
     folders = (data_dir.expanduser(),) if data_dir else ()
-    settings = _settings(spec, "dataset", "source", "train", "test", "label_noise")
-    prepare(settings, Places(folders, downloads), output, threads)
+    prepare(_parse(PrepareSpec, spec), Places(folders, downloads), output, threads)
 
 
 @app.command()
@@ -97,22 +96,21 @@ def train(
     checkpoint_seconds: Annotated[float, typer.Option(help="How often the state is saved.")] = 60,
 ) -> None:
     """Train the members of one cell; run it again to continue a job that was stopped."""
-    from nme.config.messages import check
-    from nme.config.scale import Recipe
+    from nme.grid.specs import TrainSpec
     from nme.runtime import processes
     from nme.runtime.device import prepare_device
     from nme.stages.train import train
     from nme.training.progress import training_progress
 
-    settings = _settings(spec, "recipe", "activation", "method", "strength", "seeds", "snapshots")
-    recipe = check(Recipe, settings["recipe"], "recipe")
+    settings = _parse(TrainSpec, spec)
+    recipe = settings.recipe
     if processes.started():
         chosen = prepare_device(device, recipe.threads, recipe.precision)
         with processes.joined(recipe.processes, chosen):
             if processes.rank() > 0:
                 train(settings, data, output, chosen, checkpoint_seconds, log=lambda sentence: None)
             else:
-                with training_progress(len(settings["seeds"]), recipe.epochs) as (report, log):
+                with training_progress(len(settings.seeds), recipe.epochs) as (report, log):
                     train(settings, data, output, chosen, checkpoint_seconds, report, log)
     elif recipe.processes > 1:
         with _alone(settings, output) as made:
@@ -122,7 +120,7 @@ def train(
     else:
         chosen = prepare_device(device, recipe.threads, recipe.precision)
         with (
-            training_progress(len(settings["seeds"]), recipe.epochs) as (report, log),
+            training_progress(len(settings.seeds), recipe.epochs) as (report, log),
             _alone(settings, output) as made,
         ):
             if not made:
@@ -138,11 +136,12 @@ def measure(
     device: Annotated[str, typer.Option(envvar="NME_DEVICE", help="cpu, cuda or auto.")] = "cpu",
 ) -> None:
     """Measure the networks that a training job kept."""
+    from nme.grid.specs import MeasureSpec
     from nme.runtime.device import prepare_device
     from nme.stages.measure import measure
 
-    settings = _settings(spec, "recipe", "activation", "seeds", "quantities", "examples")
-    chosen = prepare_device(device, settings["recipe"]["threads"])
+    settings = _parse(MeasureSpec, spec)
+    chosen = prepare_device(device, settings.recipe.threads)
     with _alone(settings, output) as made:
         if not made:
             measure(settings, data, snapshots, output, chosen)
@@ -151,19 +150,21 @@ def measure(
 @app.command()
 def landscape(spec: Spec, output: Output) -> None:
     """Measure loss and NME over two weights of a small network (Figure 1)."""
+    from nme.grid.specs import LandscapeSpec
     from nme.runtime.device import prepare_device
     from nme.stages.landscape import landscape
 
     prepare_device("cpu", threads=1)
-    landscape(_settings(spec, "activation", "widths", "points", "half_width", "seed"), output)
+    landscape(_parse(LandscapeSpec, spec), output)
 
 
 @app.command()
 def tables(spec: Spec, output: Output) -> None:
     """Collect the final metrics of a figure's cells, one row a member; or what was measured on them."""
+    from nme.grid.specs import TableSpec
     from nme.stages.tables import write_table
 
-    write_table(_settings(spec, "scale", "seeds", "recipes", "cells", "measured"), output)
+    write_table(_parse(TableSpec, spec), output)
 
 
 @app.command()
@@ -173,9 +174,10 @@ def claims(
     tables: Annotated[list[Path], typer.Argument(help="Tables of the figures that it is about, each FIGURE.parquet.")],
 ) -> None:
     """Decide which of the paper's claims hold here."""
+    from nme.grid.specs import ClaimsSpec
     from nme.stages.claims import write_claims
 
-    write_claims(_settings(spec, "scale", "smallest_effect", "claims"), tables, output)
+    write_claims(_parse(ClaimsSpec, spec), tables, output)
 
 
 @app.command("map")
@@ -185,9 +187,10 @@ def effects_map(
     tables: Annotated[list[Path], typer.Argument(help="Tables of the figures it is made from, each FIGURE.parquet.")],
 ) -> None:
     """Set the effects of claims on each recipe against the share of the NME in the penalty's update."""
+    from nme.grid.specs import MapSpec
     from nme.stages.map import write_map
 
-    write_map(_settings(spec, "scale", "smallest_effect", "claims", "shares", "recipes"), tables, output)
+    write_map(_parse(MapSpec, spec), tables, output)
 
 
 @app.command()
@@ -197,9 +200,10 @@ def plot(
     output: Annotated[Path, typer.Option(help="The PDF; a PNG and a CSV of the plotted numbers go beside it.")],
 ) -> None:
     """Draw a figure."""
+    from nme.grid.specs import PlotSpec
     from nme.stages.plot import plot
 
-    plot(_settings(spec, "figure"), table, output)
+    plot(_parse(PlotSpec, spec), table, output)
 
 
 @app.command()

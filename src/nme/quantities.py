@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from nme.derivatives.batch import Batch
 
 
+class Settings(NamedTuple):
+    """How many probes and steps a quantity takes, and how many examples at once (None: all)."""
+
+    probes: int
+    spectrum_probes: int
+    lanczos_steps: int
+    micro_batch: int | None = None
+
+
 class Value(NamedTuple):
     """One measured number.
 
@@ -46,7 +55,7 @@ class Value(NamedTuple):
     statistic: str = ""
 
 
-Quantity = Callable[["nn.Module", "Batch", dict, int], Iterator[Value]]
+Quantity = Callable[["nn.Module", "Batch", Settings, int], Iterator[Value]]
 
 QUANTITIES = Registry("quantity")
 ON_TRAINING_BATCHES: set[str] = set()  # names of the quantities that are given batches as training has them
@@ -59,7 +68,7 @@ def on_training_batches(function: Quantity) -> Quantity:
 
 
 @QUANTITIES.add
-def second_derivatives(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
+def second_derivatives(model: nn.Module, batch: Batch, settings: Settings, seed: int) -> Iterator[Value]:
     """Fraction of hidden units and examples with |φ''| > 1e-3·max |φ''|, per layer and in all: Figure 6.
 
     See docs/theory.md, §7.9. A network without hidden units yields nothing.
@@ -75,21 +84,21 @@ def second_derivatives(model: nn.Module, batch: Batch, settings: dict, seed: int
 
 
 @QUANTITIES.add
-def traces(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
-    """uᵀHu, uᵀGu and uᵀNu of each probe: samples of the traces. ``settings["probes"]`` probes.
+def traces(model: nn.Module, batch: Batch, settings: Settings, seed: int) -> Iterator[Value]:
+    """uᵀHu, uᵀGu and uᵀNu of each probe: samples of the traces. ``settings.probes`` probes.
 
     See docs/theory.md, §7.2.
     """
     from nme.curvature import traces
 
-    found = traces(_curvature(model, batch, settings), settings["probes"], _stream(seed, "traces"))
+    found = traces(_curvature(model, batch, settings), settings.probes, _stream(seed, "traces"))
     for symbol, estimate in found.items():
         for probe, value in enumerate(estimate.samples.tolist()):
             yield Value(value, symbol, probe=probe)
 
 
 @QUANTITIES.add
-def squared_norms(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
+def squared_norms(model: nn.Module, batch: Batch, settings: Settings, seed: int) -> Iterator[Value]:
     """‖Hu‖², ‖Gu‖² and ‖Nu‖² of each probe: samples of the squared Frobenius norms; per layer ‖N_ll u‖² of its block.
 
     The diagonal blocks N_ll come from second derivatives of activations alone (docs/theory.md, §1.3); with two
@@ -98,19 +107,17 @@ def squared_norms(model: nn.Module, batch: Batch, settings: dict, seed: int) -> 
     from nme.curvature import frobenius_norms, layers, nme_block_norms
 
     curvature = _curvature(model, batch, settings)
-    for symbol, estimate in frobenius_norms(curvature, settings["probes"], _stream(seed, "norms")).items():
+    for symbol, estimate in frobenius_norms(curvature, settings.probes, _stream(seed, "norms")).items():
         for probe, value in enumerate(estimate.samples.tolist()):
             yield Value(value, symbol, probe=probe)
-    for layer, estimate in nme_block_norms(
-        curvature, layers(model), settings["probes"], _stream(seed, "norms")
-    ).items():
+    for layer, estimate in nme_block_norms(curvature, layers(model), settings.probes, _stream(seed, "norms")).items():
         if layer:
             for probe, value in enumerate(estimate.samples.tolist()):
                 yield Value(value, "N", layer=layer, probe=probe)
 
 
 @QUANTITIES.add
-def spectrum(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
+def spectrum(model: nn.Module, batch: Batch, settings: Settings, seed: int) -> Iterator[Value]:
     """Ritz values of H, G and N with their weights and residuals, from a Lanczos run a probe.
 
     They are the nodes of the spectral density, and the first and last are the extreme eigenvalues. ``spectrum_probes``
@@ -121,11 +128,9 @@ def spectrum(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Itera
 
     curvature = _curvature(model, batch, settings)
     for operator in (Hessian(curvature), GaussNewton(curvature), NME(curvature)):
-        starts = Probes(
-            curvature.size, settings["spectrum_probes"], _stream(seed, "spectrum"), "normal", curvature.dtype
-        )
+        starts = Probes(curvature.size, settings.spectrum_probes, _stream(seed, "spectrum"), "normal", curvature.dtype)
         for probe, start in enumerate(starts):
-            ritz = lanczos(operator, settings["lanczos_steps"], start)
+            ritz = lanczos(operator, settings.lanczos_steps, start)
             columns = zip(ritz.values.tolist(), ritz.weights.tolist(), ritz.residuals.tolist(), strict=True)
             for index, (value, weight, error) in enumerate(columns):
                 yield Value(value, operator.symbol, probe=probe, index=index, weight=weight, error=error)
@@ -133,7 +138,7 @@ def spectrum(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Itera
 
 @QUANTITIES.add
 @on_training_batches
-def update_shares(model: nn.Module, training: Iterable[Batch], settings: dict, seed: int) -> Iterator[Value]:
+def update_shares(model: nn.Module, training: Iterable[Batch], settings: Settings, seed: int) -> Iterator[Value]:
     """How much of the gradient penalty's update ρHĝ is NME: shares of ‖Hĝ‖ and cosines with ĝ.
 
     Each training batch has its own g, ĝ = g/‖g‖, H, G and N, in train mode. Yields, for each batch, the share
@@ -153,12 +158,12 @@ def update_shares(model: nn.Module, training: Iterable[Batch], settings: dict, s
         yield Value(mean, operator, error=error, statistic=statistic)
 
 
-def _curvature(model: nn.Module, batch: Batch, settings: dict) -> Curvature:
+def _curvature(model: nn.Module, batch: Batch, settings: Settings) -> Curvature:
     from nme.curvature import Curvature
     from nme.curvature.losses import CrossEntropy
 
     data = (batch.inputs, batch.labels)
-    return Curvature(model, CrossEntropy(), data, micro_batch=settings.get("micro_batch"))
+    return Curvature(model, CrossEntropy(), data, micro_batch=settings.micro_batch)
 
 
 def _stream(seed: int, purpose: str) -> torch.Generator:

@@ -2,10 +2,13 @@
 
 import pandas as pd
 
+from nme.config.figure import SmallestEffect
+from nme.grid.specs import ClaimSpec, ClaimsSpec, ContrastSpec
+
 CHANCE = {"one": 0.1, "other": 0.5}
 SGD, PENALTY, SAM = ("relu", "sgd", "0"), ("relu", "grad_norm", "0.1"), ("relu", "sam", "0.1")
 STRONG = ("relu", "grad_norm", "0.3")
-SMALLEST = {"points": 1.0, "percent": 5.0}
+SMALLEST = SmallestEffect(points=1.0, percent=5.0)
 
 Cells = dict[tuple, dict[str, list[float | None]]]
 
@@ -49,26 +52,27 @@ def traces_of(values: dict[tuple, dict[str, list[tuple[float, float] | None]]]) 
     return pd.DataFrame(rows)
 
 
-def contrast_of(plus: list, minus: list, expect: str = "positive", over: str | None = None, **more) -> dict:
+def contrast_of(plus: list, minus: list, expect: str = "positive", over: str | None = None, **more) -> ContrastSpec:
     """A contrast whose terms are cells, or lists of cells."""
     terms = {
         side: [term if isinstance(term, list) else [term] for term in own]
         for side, own in (("plus", plus), ("minus", minus))
     }
     over = over or ("each" if expect in ("similar", "different") else "mean")
-    return {"name": "difference", "expect": expect, "over": over, "trace": None, "figure": "t", **terms, **more}
+    settings = {"name": "difference", "expect": expect, "over": over, "trace": None, "figure": "t", **terms, **more}
+    return ContrastSpec(**settings)
 
 
-def claim_of(*contrasts: dict, number: int = 1, recipes: tuple[str, ...] = ("one",)) -> dict:
+def claim_of(*contrasts: ContrastSpec, number: int = 1, recipes: tuple[str, ...] = ("one",)) -> ClaimSpec:
     """A claim about these contrasts, on these recipes."""
-    own = [{**contrast, "name": f"no. {i}"} for i, contrast in enumerate(contrasts)]
-    words = {"number": number, "says": f"Claim {number}.", "figure": "fig2"}
-    return {**words, "contrasts": own, "recipes": list(recipes)}
+    own = [contrast.model_copy(update={"name": f"no. {i}"}) for i, contrast in enumerate(contrasts)]
+    says = f"Claim {number}."
+    return ClaimSpec(number=number, says=says, figure="fig2", contrasts=own, recipes=list(recipes))
 
 
-def spec_of(*claims: dict) -> dict:
+def spec_of(*claims: ClaimSpec) -> ClaimsSpec:
     """The settings of the claims stage."""
-    return {"scale": "tiny", "smallest_effect": SMALLEST, "claims": list(claims), "version": 1}
+    return ClaimsSpec(scale="tiny", smallest_effect=SMALLEST, claims=list(claims), version=1)
 
 
 def differing(**differences: list[float | None]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from nme.datasets.image_folders import ImageFolders
+from nme.grid.specs import PrepareSpec
 
 CLASSES = ("n01", "n02", "n03")
 
@@ -20,11 +21,11 @@ class Small(ImageFolders):
     folders = ("small", "small_sample")
 
 
-def spec_of(**changes: object) -> dict:
-    """As ``grid.dataset_spec``."""
+def spec_of(**changes: object) -> PrepareSpec:
+    """As ``grid.specs.dataset_spec`` makes them; of ``Small``, once it is in ``DATASETS``."""
     subset = {"train": None, "test": None, "label_noise": 0.0}
     stored = {"short_side": 24, "quality": 90}
-    return {"dataset": "small", "source": "small", **subset, **stored, "version": 1, **changes}
+    return PrepareSpec(**{"dataset": "small", "source": "small", **subset, **stored, "version": 1, **changes})
 
 
 def picture(random: np.random.Generator, height: int, width: int) -> Image.Image:

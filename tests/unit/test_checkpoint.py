@@ -1,6 +1,5 @@
 """Resume checkpoints and snapshots: a job that was stopped ends with the results that it would have had."""
 
-import json
 import os
 import random
 import shutil
@@ -16,7 +15,7 @@ from nme.config.project import load_project
 from nme.datasets.base import Places
 from nme.errors import Interrupted, NmeError
 from nme.grid.cells import Cell
-from nme.grid.specs import train_spec
+from nme.grid.specs import TrainSpec, train_spec
 from nme.outputs import parquet
 from nme.runtime.random_streams import derived_seed
 from nme.stages.prepare import prepare
@@ -214,11 +213,11 @@ SEEDS, EPOCHS, STEPS = 2, 3, 3  # 50 examples, batches of 16
 AT = {0: 0, 0.5: 4, 1: 9}  # when networks are kept, and the step that is; half way is within an epoch
 
 
-def settings(snapshots=tuple(AT), **changes) -> dict:
+def settings(snapshots=tuple(AT), **changes) -> TrainSpec:
     recipe = load_project({"scale": "tiny"}, ROOT / "config").scale.recipes["digits_mlp"]
     recipe = recipe.model_copy(update={"batch_size": 16, "epochs": EPOCHS, **changes})
     cell = Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
-    return json.loads(json.dumps(train_spec(recipe, cell, range(SEEDS), list(snapshots))))
+    return train_spec(recipe, cell, range(SEEDS), list(snapshots))
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nme.config.figure import DRAWINGS
 from nme.config.project import Project, load_project
 from nme.errors import NmeError
-from nme.figures import DRAWINGS
 from nme.grid import cells as grid_cells
 
 ROOT = Path(__file__).parents[2]

@@ -9,6 +9,7 @@ from scipy.stats import ttest_1samp
 
 from nme.claims.contrasts import contrast_effects, diverged_of, effects_of, judge_contrast
 from nme.claims.statistics import Diverged
+from nme.config.figure import SmallestEffect
 from nme.errors import NmeError
 
 
@@ -117,7 +118,8 @@ def test_a_randomisation_test_agrees():
     random = np.random.default_rng(3)
     for shift in (0.8, 0.0):
         values = random.normal(shift, 1, 12)
-        (row,) = judge_contrast(differing(one=values.tolist()), contrast_of([PENALTY], [SGD]), {"points": 1e-9})
+        smallest = SmallestEffect(points=1e-9)
+        (row,) = judge_contrast(differing(one=values.tolist()), contrast_of([PENALTY], [SGD]), smallest)
         signs = 1 - 2 * ((np.arange(2**12)[:, None] >> np.arange(12)) & 1)
         exact = np.mean((signs * values).mean(axis=1) >= values.mean() - 1e-12)
         expected = row["p"] if values.mean() > 0 else 1 - ttest_1samp(values, 0, alternative="less").pvalue
@@ -174,7 +176,7 @@ def test_a_trace_has_its_own_smallest_effect():
     assert np.isnan(row["effect_logit"])
     assert row["p"] == 1
     assert row["p_against"] < 0.01
-    assert judge_contrast(table, contrast, {"percent": 2})[0]["p"] < 0.01
+    assert judge_contrast(table, contrast, SmallestEffect(percent=2))[0]["p"] < 0.01
 
 
 def test_a_diverged_member_has_no_trace_and_its_seed_is_left_out():

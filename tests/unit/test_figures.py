@@ -26,16 +26,17 @@ from nme import __version__
 from nme.activations import ACTIVATIONS
 from nme.claims.effects_map import effects_and_shares
 from nme.claims.verdicts import decide
+from nme.config.figure import DRAWINGS
 from nme.config.project import Project, load_project
 from nme.errors import NmeError
-from nme.figures import DRAWINGS, curves, style
+from nme.figures import curves, style
 from nme.grid.cells import cells
 from nme.grid.claims import claims_spec, map_spec
 from nme.grid.paths import figures_read
 from nme.grid.specs import landscape_spec, plot_spec, table_spec
 from nme.methods import METHODS
 from nme.outputs import parquet
-from nme.quantities import QUANTITIES
+from nme.quantities import QUANTITIES, Settings
 from nme.stages.plot import plot
 
 # What is drawn once is looked at by many tests.
@@ -96,13 +97,13 @@ CASES = {
 def accuracies(project: Project, name: str, case: str = "every loss finite") -> pd.DataFrame:
     """A table of a grid figure as the tables stage makes it; accuracies fall with the strength."""
     random = np.random.default_rng(0)
-    rows, most, recipes = [], highest(project, name) or 1, table_spec(project, name)["recipes"]
+    rows, most, recipes = [], highest(project, name) or 1, table_spec(project, name).recipes
     for cell in cells(project.figures[name], project.scale):
         strength, recipe = float(cell.strength), recipes[cell.recipe]
         for seed in range(project.scale.seeds):
             lost = CASES[case](strength, most, seed)
             test, train = 0.85 - 0.3 * strength / most + random.normal(0, 0.01, 2)
-            place = {**vars(cell), "strength": strength, "panel": recipe["title"], "chance": recipe["chance"]}
+            place = {**vars(cell), "strength": strength, "panel": recipe.title, "chance": recipe.chance}
             values = {"test_accuracy": np.nan if lost else test, "train_accuracy": np.nan if lost else train}
             rows.append({**place, "seed": seed, "epoch": 3, **values, "diverged": lost})
     return pd.DataFrame(rows)
@@ -112,7 +113,8 @@ def accuracies(project: Project, name: str, case: str = "every loss finite") -> 
 def values_of(quantity: str) -> list:
     """What a quantity yields, of a tiny network."""
     model, batch = example("mlp", ACTIVATIONS.parse("gelu"))
-    settings = {**PROJECT.scale.measurement.model_dump()}
+    chosen = PROJECT.scale.measurement
+    settings = Settings(chosen.probes, chosen.spectrum_probes, chosen.lanczos_steps)
     given = measured_on(quantity, batch)
     return [value._asdict() for value in QUANTITIES[quantity](model.eval(), given, settings, 0)]
 
@@ -121,9 +123,9 @@ def measurements(project: Project, name: str, case: str = "every loss finite") -
     """A table of a figure that measures; a diverged member has values of the first time alone."""
     figure, random = project.figures[name], np.random.default_rng(0)
     times = [float(at) for at in project.scale.axes[figure.measure.at]]
-    rows, most, recipes = [], highest(project, name), table_spec(project, name)["recipes"]
+    rows, most, recipes = [], highest(project, name), table_spec(project, name).recipes
     for cell in cells(figure, project.scale):
-        strength, panel = float(cell.strength), recipes[cell.recipe]["title"]
+        strength, panel = float(cell.strength), recipes[cell.recipe].title
         for seed in range(project.scale.seeds):
             lost = CASES[case](strength, most, seed)
             for at in times[:1] if lost else times:
@@ -180,10 +182,11 @@ def record_of(project: Project, name: str) -> dict:
     """What is kept with the table."""
     figure = project.figures[name]
     if figure.landscape:
-        return {"spec": landscape_spec(figure)}
+        return {"spec": landscape_spec(figure).as_json()}
     if figure.map:
-        return {"spec": map_spec(project, name)}
-    return {"spec": claims_spec(project, name) if figure.claims else table_spec(project, name)}
+        return {"spec": map_spec(project, name).as_json()}
+    spec = claims_spec(project, name) if figure.claims else table_spec(project, name)
+    return {"spec": spec.as_json()}
 
 
 def draw(project: Project, name: str, table: pd.DataFrame, folder: Path) -> dict[str, bytes]:
@@ -200,7 +203,7 @@ def draw(project: Project, name: str, table: pd.DataFrame, folder: Path) -> dict
 def look_into(project: Project, name: str, table: pd.DataFrame):
     """The figure and its numbers."""
     spec = plot_spec(project, name)
-    module = import_module(f"nme.figures.{'curves' if 'curves' in spec else 'drawings.' + name}")
+    module = import_module(f"nme.figures.{'curves' if spec.curves else 'drawings.' + name}")
     with warnings.catch_warnings(), pyplot.rc_context(style.RC):
         warnings.simplefilter("error")
         return module.draw(table, spec, record_of(project, name))
@@ -236,7 +239,7 @@ def test_each_figure_has_a_table_here():
     assert sorted(CURVES + MEASURED + LANDSCAPES + CLAIMS + MAPS) == sorted(PROJECT.figures)
     assert sorted(MEASURED + LANDSCAPES + CLAIMS + MAPS) == sorted(DRAWINGS)
     files = (ROOT / "src/nme/figures/drawings").glob("[a-z]*.py")
-    assert sorted(DRAWINGS) == sorted(path.stem for path in files), "listed in nme.figures"
+    assert sorted(DRAWINGS) == sorted(path.stem for path in files), "listed in nme.config.figure"
 
 
 # ------------------------------------------------------------ every figure
@@ -295,11 +298,12 @@ import json, sys, warnings
 from pathlib import Path
 from matplotlib import pyplot
 from nme.figures import style
+from nme.grid.specs import PlotSpec
 from nme.stages.plot import plot
 style.RC["savefig.dpi"] = 50
 warnings.simplefilter("error")
 for table, spec in json.loads(sys.argv[1]).items():
-    plot(spec, Path(table), Path(spec["figure"] + ".pdf"))
+    plot(PlotSpec(**spec), Path(table), Path(spec["figure"] + ".pdf"))
 assert "torch" not in sys.modules, "drawing needs no torch"
 assert not pyplot.get_fignums(), "a figure that is not closed stays in memory"
 """
@@ -314,7 +318,7 @@ def drawn_twice(tmp_path_factory) -> list[dict[str, bytes]]:
         path = tmp_path / f"{name}.parquet"
         table = pa.Table.from_pandas(table_of(PROJECT, name, "some diverged"), preserve_index=False)
         parquet.write(table, path, record_of(PROJECT, name))
-        jobs[str(path)] = plot_spec(PROJECT, name)
+        jobs[str(path)] = plot_spec(PROJECT, name).as_json()
     processes = []
     for seed in ("1", "2"):
         (tmp_path / seed).mkdir()

@@ -189,7 +189,7 @@ DIGITS = spec_in_memory("digits", 100, 50)
 def train_settings() -> str:
     project = load_project({"scale": "tiny"}, ROOT / "config")
     cell = Cell.of("digits_mlp", "relu", "sgd", 0)
-    return json.dumps(train_spec(project.scale.recipes["digits_mlp"], cell, range(1), []))
+    return json.dumps(train_spec(project.scale.recipes["digits_mlp"], cell, range(1), []).as_json())
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_prepare_on_a_full_disk(disk):
     done = nme(
         "prepare",
         "--spec",
-        json.dumps({**DIGITS, "train": None, "test": None}),
+        json.dumps(DIGITS.as_json() | {"train": None, "test": None}),
         "--output",
         disk.path / "data",
     )

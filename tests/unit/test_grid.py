@@ -13,6 +13,7 @@ from registry_examples import numbers_for
 from nme.activations import ACTIVATIONS
 from nme.claims.contrasts import effects_of
 from nme.config.figure import Figure
+from nme.config.messages import check
 from nme.config.project import Project, load_project
 from nme.config.scale import Scale
 from nme.datasets import DATASETS
@@ -450,24 +451,24 @@ def test_every_shipped_claim_is_about_trainings_of_its_figure(scale):
         if not figure.claims:
             continue
         spec = claims_spec(project, name)
-        assert [claim["number"] for claim in spec["claims"]] == [claim.number for claim in figure.claims.list]
-        pairs = [(claim, contrast) for claim in spec["claims"] for contrast in claim["contrasts"]]
+        assert [claim.number for claim in spec.claims] == [claim.number for claim in figure.claims.list]
+        pairs = [(claim, contrast) for claim in spec.claims for contrast in claim.contrasts]
         for claim, contrast in pairs:
-            about = contrast["figure"]
+            about = contrast.figure
             assert table_path(project, about) in sources(project, name)
             recipes = project.scale.panels[project.figures[about].grid.panels]
-            assert claim["recipes"]
-            assert set(claim["recipes"]) <= set(recipes)
-            terms = [*contrast["plus"], *contrast["minus"]]
+            assert claim.recipes
+            assert set(claim.recipes) <= set(recipes)
+            terms = [*contrast.plus, *contrast.minus]
             assert terms
             assert all(terms), "a mean over something"
             paths = {f"{r}/{a}/{m}/{s}" for r in recipes for term in terms for a, m, s in term}
-            assert paths <= set(table_spec(project, about)["cells"])
-            assert contrast["plus"] != contrast["minus"]
+            assert paths <= set(table_spec(project, about).cells)
+            assert contrast.plus != contrast.minus
             assert all(effect.weights for effect in effects_of(contrast))
-            assert contrast["over"] == "each" or contrast["expect"] not in ("similar", "different")
+            assert contrast.over == "each" or contrast.expect not in ("similar", "different")
             measured = project.figures[about].measure
-            assert bool(contrast["trace"]) == bool(measured), "accuracies are in the table of a figure without measure"
+            assert bool(contrast.trace) == bool(measured), "accuracies are in the table of a figure without measure"
 
 
 TERMS = {
@@ -577,10 +578,10 @@ def test_settings_of_claims(compared):
         "over": "each",
         "trace": None,
         "figure": "fig0",
-        "plus": [[("gelu", "sgd", "0")]],
-        "minus": [[("relu", "sgd", "0")]],
+        "plus": [[["gelu", "sgd", "0"]]],
+        "minus": [[["relu", "sgd", "0"]]],
     }
-    assert spec == {
+    assert spec.as_json() == {
         "scale": "tiny",
         "smallest_effect": {"points": 2, "percent": 5},
         "claims": [
@@ -609,7 +610,7 @@ def test_settings_of_claims(compared):
 )
 def test_how_strengths_enter(compared, expect, over, found):
     spec = claims_spec(with_claim(compared, expect=expect, over=over), "claims")
-    assert spec["claims"][0]["contrasts"][0]["over"] == found
+    assert spec.claims[0].contrasts[0].over == found
 
 
 def trend(*terms: str, **more) -> dict:
@@ -619,11 +620,11 @@ def trend(*terms: str, **more) -> dict:
 def test_a_trend_is_in_ascending_order(compared):
     axes = {**AXES, "rho": [0.2, 0, 0.1], "beta": [4, 2]}
     project = project_with(figure_of(**MANY), **axes)
-    (claim,) = claims_spec(with_claim(project, **trend("gelu/sam/rho", "relu/sgd,grad_norm/rho")), "claims")["claims"]
-    assert [cell[2] for cell in claim["contrasts"][0]["plus"][0]] == ["0", "0.1", "0.2"]
-    assert [cell[1] for cell in claim["contrasts"][0]["minus"][0]] == ["sgd", "grad_norm", "grad_norm"]
-    (claim,) = claims_spec(with_claim(project, **trend("beta_gelu-beta={beta}/sam/rho_small")), "claims")["claims"]
-    assert [cell[0] for cell in claim["contrasts"][0]["plus"][0]] == ["beta_gelu-beta=2", "beta_gelu-beta=4"]
+    (claim,) = claims_spec(with_claim(project, **trend("gelu/sam/rho", "relu/sgd,grad_norm/rho")), "claims").claims
+    assert [cell[2] for cell in claim.contrasts[0].plus[0]] == ["0", "0.1", "0.2"]
+    assert [cell[1] for cell in claim.contrasts[0].minus[0]] == ["sgd", "grad_norm", "grad_norm"]
+    (claim,) = claims_spec(with_claim(project, **trend("beta_gelu-beta={beta}/sam/rho_small")), "claims").claims
+    assert [cell[0] for cell in claim.contrasts[0].plus[0]] == ["beta_gelu-beta=2", "beta_gelu-beta=4"]
 
 
 @pytest.mark.parametrize(
@@ -666,7 +667,7 @@ def test_a_claim_is_about_the_recipes_that_all_its_contrasts_have():
     panels = {**project.scale.panels, "slow": ["mnist1d_cnn_small_lr"]}
     project = project.model_copy(update={"scale": project.scale.model_copy(update={"panels": panels})})
     claim = {"number": 1, "says": "x", "figure": "fig0", "contrasts": [CONTRAST, {**CONTRAST, "figure": "fig1"}]}
-    assert claims_spec(claims_of(project, claim), "claims")["claims"][0]["recipes"] == ["mnist1d_cnn"]
+    assert claims_spec(claims_of(project, claim), "claims").claims[0].recipes == ["mnist1d_cnn"]
     claim["contrasts"] = [*claim["contrasts"], {**CONTRAST, "figure": "fig2"}]
     with pytest.raises(NmeError, match="claims: claim 1: its contrasts have no recipe in common"):
         claims_spec(claims_of(project, claim), "claims")
@@ -681,8 +682,8 @@ def test_claims_have_numbers_of_their_own(compared):
 def test_a_contrast_may_be_of_another_figure(compared):
     project = compared.model_copy(update={"figures": {**compared.figures, "fig1": figure_of(**MANY)}})
     project = with_claim(project, of="fig1")
-    (claim,) = claims_spec(project, "claims")["claims"]
-    assert (claim["figure"], claim["contrasts"][0]["figure"]) == ("fig0", "fig1")
+    (claim,) = claims_spec(project, "claims").claims
+    assert (claim.figure, claim.contrasts[0].figure) == ("fig0", "fig1")
     assert sources(project, "claims") == ["results/tiny/tables/fig1.parquet"], "the only one that is read"
 
 
@@ -700,15 +701,15 @@ def test_the_shipped_map_reads_the_figures_of_its_claims_and_trains_nothing_of_i
     assert sources(project, "map") == [table_path(project, name) for name in read]
     assert table_path(project, "map") == f"results/{scale}/map.parquet"
     spec = map_spec(project, "map")
-    assert json.loads(json.dumps(spec)) == json.loads(json.dumps(map_spec(project, "map")))
-    assert {claim["number"]: [c["figure"] for c in claim["contrasts"]] for claim in spec["claims"]} == MAPPED
+    assert spec == map_spec(project, "map")
+    assert {claim.number: [c.figure for c in claim.contrasts] for claim in spec.claims} == MAPPED
     recipes = project.scale.panels["all"]
-    assert [*spec["recipes"]] == recipes
-    assert all(claim["recipes"] == recipes for claim in spec["claims"])
-    assert spec["smallest_effect"] == 1
-    assert {contrast["over"] for claim in spec["claims"] for contrast in claim["contrasts"]} == {"mean", "trend"}
-    for claim in spec["claims"]:
-        for contrast in claim["contrasts"]:
+    assert [*spec.recipes] == recipes
+    assert all(claim.recipes == recipes for claim in spec.claims)
+    assert spec.smallest_effect == 1
+    assert {contrast.over for claim in spec.claims for contrast in claim.contrasts} == {"mean", "trend"}
+    for claim in spec.claims:
+        for contrast in claim.contrasts:
             assert len(effects_of(contrast)) == 1, "one effect, chosen beforehand"
 
 
@@ -775,8 +776,8 @@ def test_a_setting_of_a_map_has_both_effects_and_shares():
         return mapped({}, {"mechanism": measured.model_copy(update={"grid": grid_of})}, panels={"measured": panels})
 
     spec = map_spec(over(["digits_mlp"]), "map")
-    assert [*spec["recipes"]] == ["digits_mlp"]
-    assert all(claim["recipes"] == ["digits_mlp"] for claim in spec["claims"])
+    assert [*spec.recipes] == ["digits_mlp"]
+    assert all(claim.recipes == ["digits_mlp"] for claim in spec.claims)
     with pytest.raises(NmeError, match=r"map: map\.claims: claim 2 has no recipe with shares"):
         map_spec(over(["mnist1d_cnn_small_lr"]), "map")
 
@@ -807,7 +808,7 @@ CELL = Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
 def train_settings(**changes) -> str:
     recipe = scale_of().recipes["digits_mlp"]
     recipe = type(recipe).model_validate({**recipe.model_dump(), **changes})
-    return json.dumps(train_spec(recipe, CELL, range(2), []))
+    return json.dumps(train_spec(recipe, CELL, range(2), []).as_json())
 
 
 @pytest.mark.parametrize(
@@ -856,8 +857,8 @@ def test_a_plot_depends_only_on_the_colours_that_it_shows():
         after = recoloured(project, kind, name)
         return {figure for figure in before if plot_spec(after, figure) != before[figure]}
 
-    assert set(before["fig2"]["colours"]) == {"relu", "gelu"}
-    assert {"sgd", "hessian_trace"} <= set(before["fig5"]["colours"])
+    assert set(before["fig2"].colours) == {"relu", "gelu"}
+    assert {"sgd", "hessian_trace"} <= set(before["fig5"].colours)
     assert "fig2" in changed("activation", "relu")
     assert "fig2" not in changed("activation", "leaky_relu")
     assert "fig5" in changed("method", "hessian_trace") & changed("method", "sgd")
@@ -869,7 +870,8 @@ def test_a_plot_depends_only_on_the_colours_that_it_shows():
 def test_a_figure_that_is_drawn_by_its_own_module_colours_activations():
     """As config.Figure allows: a grid with neither ``curves`` nor ``measure``."""
     project = project_with(figure_of(activation=["relu", "gelu"]))
-    assert set(plot_spec(project, "fig0")["colours"]) == {"relu", "gelu"}
+    project = project.model_copy(update={"figures": {"fig6": project.figures["fig0"]}})
+    assert set(plot_spec(project, "fig6").colours) == {"relu", "gelu"}
 
 
 def test_a_family_has_one_colour_unless_a_member_has_its_own():
@@ -879,8 +881,8 @@ def test_a_family_has_one_colour_unless_a_member_has_its_own():
     figure = figure_of(activation=["beta_gelu-beta={beta}"], curves=curves)
     project = project.model_copy(update={"figures": {"f": figure}})
     betas = [f"beta_gelu-beta={beta}" for beta in project.scale.axes["beta"]]
-    assert plot_spec(project, "f")["colours"] == dict.fromkeys(betas, families)
-    own = plot_spec(recoloured(project, "activation", betas[0]), "f")["colours"]
+    assert plot_spec(project, "f").colours == dict.fromkeys(betas, families)
+    own = plot_spec(recoloured(project, "activation", betas[0]), "f").colours
     assert own == {**dict.fromkeys(betas, families), betas[0]: "#123456"}
 
 
@@ -919,13 +921,13 @@ def test_two_datasets_of_one_source_have_files_and_settings_of_their_own():
     clean, noisy = (set(dataset_files(project, recipe).values()) for recipe in ("digits_mlp", "noisy"))
     assert len(clean) == len(noisy) == 3
     assert not clean & noisy
-    assert dataset_spec(project, "digits_noisy") == {
-        **dataset_spec(project, "digits"),
+    assert dataset_spec(project, "digits_noisy").as_json() == {
+        **dataset_spec(project, "digits").as_json(),
         "dataset": "digits_noisy",
         "test": None,
         "label_noise": 0.25,
     }
-    assert dataset_spec(project, "digits")["source"] == "digits"
+    assert dataset_spec(project, "digits").source == "digits"
     one, other = (train_spec(project.scale.recipes[r], CELL, range(2), []) for r in ("digits_mlp", "noisy"))
     assert one != other
 
@@ -951,26 +953,29 @@ def test_the_scales_seeds_are_taken_where_the_users_page_has_none():
 def test_a_table_depends_on_its_cells_and_seeds():
     project = project_of("tiny")
     spec = table_spec(project, "fig2")
-    assert spec["cells"] == [cell.path for cell in grid_cells.cells(project.figures["fig2"], project.scale)]
-    assert spec["seeds"] == project.scale.seeds
-    assert set(spec["recipes"]) == set(project.scale.panels["all"])
-    assert {name: recipe["chance"] for name, recipe in spec["recipes"].items()} == {
+    assert spec.cells == [cell.path for cell in grid_cells.cells(project.figures["fig2"], project.scale)]
+    assert spec.seeds == project.scale.seeds
+    assert set(spec.recipes) == set(project.scale.panels["all"])
+    assert {name: recipe.chance for name, recipe in spec.recipes.items()} == {
         "mnist1d_cnn": 0.1,
         "digits_mlp": 0.1,
     }
-    assert not spec["measured"]
-    assert table_spec(project, "fig6")["measured"]
+    assert not spec.measured
+    assert table_spec(project, "fig6").measured
     more = project.model_copy(update={"scale": scale_of(seeds=3)})
     assert table_spec(more, "fig2") != spec
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_settings_are_json(scale):
+def test_a_spec_read_from_its_json_is_the_same(scale):
+    """Also as text: the hash of a result's settings is the one that the configuration has."""
     project = project_of(scale)
     specs = [dataset_spec(project, dataset) for dataset in project.scale.datasets]
     measured = measurements(project)
     for name, figure in project.figures.items():
         specs += [plot_spec(project, name)]
+        specs += [claims_spec(project, name)] if figure.claims else []
+        specs += [map_spec(project, name)] if figure.map else []
         specs += [landscape_spec(figure)] if figure.landscape else []
         specs += [table_spec(project, name)] if figure.grid else []
         for cell, seeds in training_jobs(figure, project.scale) if figure.grid else []:
@@ -978,7 +983,10 @@ def test_settings_are_json(scale):
             specs += [train_spec(project.scale.recipes[cell.recipe], cell, seeds, at)]
             specs += [measure_spec(project, cell, seeds, measured[cell])] if figure.measure else []
     for spec in specs:
-        assert json.loads(json.dumps(spec)) == spec
+        text = json.dumps(spec.as_json())
+        again = check(type(spec), json.loads(text), "--spec")
+        assert again == spec
+        assert json.dumps(again.as_json()) == text
 
 
 OWN = {"update_batches": "update_shares"}  # settings of one quantity, by the setting
@@ -996,13 +1004,13 @@ def measure_settings(quantity="second_derivatives", at=(0, 1), measurement=None,
     recipe = scale.recipes["digits_mlp"]
     recipes = {"digits_mlp": type(recipe).model_validate({**recipe.model_dump(), **changes})}
     project = project_of("tiny").model_copy(update={"scale": scale.model_copy(update={"recipes": recipes})})
-    return json.dumps(measure_spec(project, CELL, range(2), {quantity: list(at)}))
+    return json.dumps(measure_spec(project, CELL, range(2), {quantity: list(at)}).as_json())
 
 
 def test_what_is_measured_on_what_is_in_the_settings():
     settings = [
         measure_settings(),
-        measure_settings("other"),
+        measure_settings("traces"),
         measure_settings(at=(0, 0.5)),
         *(measure_settings(measurement={key: 99}) for key in scale_of().measurement.model_dump() if key not in OWN),
         measure_settings(dataset="mnist1d"),
@@ -1014,7 +1022,7 @@ def test_what_is_measured_on_what_is_in_the_settings():
 
 def test_snapshots_are_in_the_settings_of_a_training():
     recipe = scale_of().recipes["digits_mlp"]
-    without, with_them = (train_spec(recipe, CELL, range(2), at) for at in ([], [0, 1]))
+    without, with_them = (train_spec(recipe, CELL, range(2), at).as_json() for at in ([], [0, 1]))
     assert without != with_them
     assert {k: v for k, v in without.items() if k != "snapshots"} == {
         k: v for k, v in with_them.items() if k != "snapshots"

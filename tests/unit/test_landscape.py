@@ -11,6 +11,7 @@ from scipy.special import ndtr
 
 from nme.activations import ACTIVATIONS
 from nme.curvature.landscape import Network
+from nme.grid.specs import LandscapeSpec
 from nme.outputs import parquet
 from nme.stages.landscape import landscape
 
@@ -164,14 +165,9 @@ def test_parameters_have_the_stated_spread():
 
 
 class TestTable:
-    SPEC = {  # noqa: RUF012  (only read)
-        "activation": ["relu", "beta_gelu-beta=4"],
-        "widths": WIDTHS,
-        "points": 5,
-        "half_width": 2.0,
-        "seed": SEED,
-        "version": 1,
-    }
+    SPEC = LandscapeSpec(
+        activation=["relu", "beta_gelu-beta=4"], widths=WIDTHS, points=5, half_width=2.0, seed=SEED, version=1
+    )
 
     @pytest.fixture
     def table(self, tmp_path):
@@ -184,7 +180,7 @@ class TestTable:
         for _, part in frame.groupby("activation"):
             pairs = {(a, b) for a, b in zip(part["w_a"], part["w_b"], strict=True)}
             assert pairs == {(a, b) for a in line for b in line}
-        assert list(frame["activation"].unique()) == self.SPEC["activation"]
+        assert list(frame["activation"].unique()) == self.SPEC.activation
         assert len(frame) == 2 * 25
         assert list(frame)[:5] == ["activation", "w_a", "w_b", "loss", "nme"]
         assert list(frame)[5:] == [f"preactivation_{u}" for u in range(9)]
@@ -206,7 +202,7 @@ class TestTable:
             assert row["nme"] == pytest.approx(np.linalg.norm(block), rel=1e-9, abs=1e-12)
 
     def test_file_says_which_settings_made_it(self, table):
-        assert table[1]["spec"] == self.SPEC
+        assert table[1]["spec"] == self.SPEC.as_json()
 
 
 BETAS = (4, 16)
@@ -218,7 +214,7 @@ def planes(tmp_path_factory):
     settings = yaml.safe_load((ROOT / "config/figures/fig1.yaml").read_text())["landscape"]
     assert {"relu", *(f"beta_gelu-beta={beta}" for beta in BETAS)} <= set(settings["activation"])
     path = tmp_path_factory.mktemp("landscape") / "fig1.parquet"
-    landscape({**settings, "points": 81, "version": 1}, path)
+    landscape(LandscapeSpec(**{**settings, "points": 81, "version": 1}), path)
     found = {}
     for name, plane in parquet.read(path)[0].to_pandas().groupby("activation"):
         before = plane[[c for c in plane if c.startswith("preactivation_")]]

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr, t
 
 from nme.claims.effects_map import dependence, effects_and_shares, shares_of
 from nme.errors import NmeError
+from nme.grid.specs import ContrastSpec, MapSpec
 from nme.outputs import parquet
 from nme.stages.map import write_map
 
@@ -58,14 +59,14 @@ def shares(missing=lambda recipe, seed, at, batch: False) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def spec_of(*contrasts: dict, recipes=RECIPES) -> dict:
+def spec_of(*contrasts: ContrastSpec, recipes=RECIPES) -> MapSpec:
     titles = {r: {"title": f"Title {r}", "network": "cnn", "label_noise": 0.3 * (r > "c")} for r in RECIPES}
     claims = [
         {"number": 2 + i, "says": f"Claim {i}.", "contrasts": [c], "recipes": [*recipes]}
         for i, c in enumerate(contrasts)
     ]
     share = {"figure": "mechanism", "activation": "gelu"}
-    return {"scale": "tiny", "smallest_effect": 1.0, "claims": claims, "shares": share, "recipes": titles, "version": 1}
+    return MapSpec(scale="tiny", smallest_effect=1.0, claims=claims, shares=share, recipes=titles, version=1)
 
 
 def estimate(values: list[float]) -> tuple[float, float, float]:
@@ -125,7 +126,7 @@ def missing(recipe, seed, at, batch):
 )
 def test_effects_and_shares_are_those_of_loops_over_the_rows(contrast, weights):
     table, measured = accuracies(lost), shares(missing)
-    rows = effects_and_shares(spec_of(contrast), {contrast["figure"]: table, "mechanism": measured})
+    rows = effects_and_shares(spec_of(contrast), {contrast.figure: table, "mechanism": measured})
     assert rows["recipe"].tolist() == [*RECIPES]
     for row in rows.itertuples():
         own, share = by_hand(table, row.recipe, weights), share_by_hand(measured, row.recipe)

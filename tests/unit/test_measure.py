@@ -1,6 +1,5 @@
 """The measure stage: second derivatives that are not zero, and what stands in a file of measurements."""
 
-import json
 import math
 from copy import deepcopy
 from pathlib import Path
@@ -23,9 +22,9 @@ from nme.datasets.base import Places
 from nme.derivatives.activate import Activate
 from nme.errors import NmeError
 from nme.grid.cells import Cell
-from nme.grid.specs import measure_spec
+from nme.grid.specs import MeasureSpec, TrainSpec, measure_spec
 from nme.outputs import parquet
-from nme.quantities import QUANTITIES, Value
+from nme.quantities import QUANTITIES, Settings, Value
 from nme.stages.measure import measure
 from nme.stages.prepare import prepare
 from nme.stages.train import train
@@ -132,11 +131,14 @@ def test_measuring_leaves_no_hook_after_an_exception():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+NUMBERS = Settings(probes=2, spectrum_probes=1, lanczos_steps=5)
+
+
 def test_a_network_without_hidden_units_has_no_fraction():
     model = nn.Sequential(nn.Flatten(), nn.Linear(5, 3)).double()
     _, batch = example("mlp", ACTIVATIONS.parse("gelu"))
     assert nonzero_second_derivatives(model, batch.inputs) == {}
-    assert list(QUANTITIES["second_derivatives"](model, batch, {}, 0)) == []
+    assert list(QUANTITIES["second_derivatives"](model, batch, NUMBERS, 0)) == []
 
 
 # ------------------------------------------------------------------ the stage
@@ -146,15 +148,15 @@ SEEDS = range(2)
 EXAMPLES = 40  # of 50
 
 
-def settings(quantities: dict[str, list[float]], **changes) -> dict:
-    """``grid.measure_spec`` of networks that are cheap to measure."""
+def settings(quantities: dict[str, list[float]], **changes) -> MeasureSpec:
+    """The spec of networks that are cheap to measure."""
     measurement = TINY.scale.measurement.model_copy(update={"examples": EXAMPLES})
     recipe = TINY.scale.recipes["digits_mlp"].model_copy(update={"batch_size": 16, **changes})
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"batch_norm": True, "widths": [4, 3]})})
     scale = TINY.scale.model_copy(update={"measurement": measurement, "recipes": {"digits_mlp": recipe}})
     cell = Cell.of("digits_mlp", "gelu", "sgd", 0)
     project = TINY.model_copy(update={"scale": scale})
-    return json.loads(json.dumps(measure_spec(project, cell, SEEDS, quantities)))
+    return measure_spec(project, cell, SEEDS, quantities)
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +168,10 @@ def data(tmp_path_factory) -> Path:
 
 def snapshots_of(data: Path, folder: Path, **changes) -> Path:
     """The networks that a training job with these settings keeps."""
-    spec = settings({}, **changes)
-    more = {"method": "sgd", "strength": "0", "snapshots": TIMES}
-    train({**spec, **more}, data, folder / "metrics.parquet", CPU)
+    recipe = settings({}, **changes).recipe
+    cell = {"activation": "gelu", "method": "sgd", "strength": "0"}
+    spec = TrainSpec(recipe=recipe, **cell, seeds=[*SEEDS], snapshots=TIMES, version=1)
+    train(spec, data, folder / "metrics.parquet", CPU)
     return folder / "snapshots"
 
 
@@ -205,7 +208,7 @@ def test_a_quantity_is_given_the_network_in_eval_mode(data, kept, seen, tmp_path
         state = read_snapshot(kept, seed, at)["model"]
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
         assert not any(module.training for module in model.modules())
-        assert given == spec
+        assert given == Settings(spec.probes, spec.spectrum_probes, spec.lanczos_steps)
 
 
 def test_a_quantity_is_given_a_fixed_balanced_part_of_the_training_data(data, kept, seen, tmp_path):
@@ -226,7 +229,7 @@ def test_a_quantity_is_given_a_fixed_balanced_part_of_the_training_data(data, ke
 def test_a_quantity_on_training_batches_is_given_those_of_the_recipe(data, kept, seen, tmp_path, monkeypatch):
     """For all networks of a seed the same ones, of the training data; other seeds have others."""
     monkeypatch.setattr("nme.stages.measure.ON_TRAINING_BATCHES", {"spy"})
-    spec = settings({"spy": TIMES}, micro_batch=8) | {"update_batches": 2}
+    spec = settings({"spy": TIMES}, micro_batch=8).model_copy(update={"update_batches": 2})
     measure(spec, data, kept, tmp_path / "measured.parquet", CPU)
     split, _, _ = load(data, CPU)
     every = split.batch(torch.arange(len(split.labels)), "none", torch.Generator()).inputs
@@ -248,7 +251,7 @@ def test_a_quantity_on_training_batches_is_given_those_of_the_recipe(data, kept,
 
 def test_shares_of_the_update_are_means_over_batches_with_standard_errors(data, kept, tmp_path):
     spec = settings({"update_shares": [0.0, 1.0]})
-    assert spec["update_batches"] == 8
+    assert spec.update_batches == 8
     measure(spec, data, kept, tmp_path / "measured.parquet", CPU)
     table = parquet.read(tmp_path / "measured.parquet")[0].to_pandas()
     places = table.groupby(["seed", "at", "statistic", "operator"])
@@ -265,7 +268,7 @@ def test_shares_of_the_update_are_means_over_batches_with_standard_errors(data, 
 
 
 def test_more_examples_than_there_are_means_all(data, kept, seen, tmp_path):
-    spec = {**settings({"spy": [0.0]}), "examples": 10_000}
+    spec = settings({"spy": [0.0]}).model_copy(update={"examples": 10_000})
     measure(spec, data, kept, tmp_path / "measured.parquet", CPU)
     assert len(seen[0][1].labels) == 50
 
@@ -288,7 +291,7 @@ def test_a_row_a_value(data, kept, seen, tmp_path):
         {"value": 10.0 * seed, "seed": seed, "index": -1, **place, **value} for seed in SEEDS for value in values
     ]
     assert rows_of(tmp_path / "measured.parquet") == expected
-    assert parquet.read(tmp_path / "measured.parquet")[1]["spec"] == spec
+    assert parquet.read(tmp_path / "measured.parquet")[1]["spec"] == spec.as_json()
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
@@ -311,8 +314,8 @@ def test_micro_batches_change_nothing_but_rounding(data, kept, tmp_path, name):
     found = []
     for size in (None, 7):
         spec = settings({name: [0.0, 1.0]})
-        assert "micro_batch" not in spec, "results of before stay as they are"
-        measure(spec | ({"micro_batch": size} if size else {}), data, kept, tmp_path / "measured.parquet", CPU)
+        assert "micro_batch" not in spec.as_json(), "results of before stay as they are"
+        measure(spec.model_copy(update={"micro_batch": size}), data, kept, tmp_path / "measured.parquet", CPU)
         found.append(parquet.read(tmp_path / "measured.parquet")[0].to_pandas()["value"].to_numpy())
     assert not np.array_equal(*found), "it was used"
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
@@ -323,7 +326,7 @@ def test_no_quantity_changes_the_network(name):
     model, batch = example("cnn-2d", ACTIVATIONS.parse("gelu"), True, torch.float32)
     model.eval()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    assert list(QUANTITIES[name](model, measured_on(name, batch), settings({}), 0))
+    assert list(QUANTITIES[name](model, measured_on(name, batch), NUMBERS, 0))
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert {str(module.activation) for module in model.modules() if isinstance(module, Activate)} == {"gelu"}
     assert not any(module.training for module in model.modules())

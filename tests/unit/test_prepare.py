@@ -220,7 +220,7 @@ def test_a_noisy_dataset_differs_in_training_labels_only(tmp_path):
         np.testing.assert_array_equal(train.labels.numpy(), noisy[chosen])
         np.testing.assert_array_equal(test.inputs.numpy(), raw.test.inputs[tested])
         np.testing.assert_array_equal(test.labels.numpy(), raw.test.labels[tested])
-        assert manifest["spec"] == spec
+        assert manifest["spec"] == spec.as_json()
         assert manifest["wrong_labels"] == (noisy != raw.train.labels)[chosen].sum() > 0.25 * len(chosen)
 
 
@@ -238,7 +238,7 @@ def test_a_named_dataset_is_named_in_mistakes(tmp_path):
 
 @pytest.mark.parametrize(("key", "size"), [("train", 1000), ("test", 797)])
 def test_prepare_names_the_key_of_a_subset_that_is_too_large(tmp_path, key, size):
-    text = message(prepare, {**spec_in_memory("digits", 10, 10), key: size}, Places(), tmp_path)
+    text = message(prepare, spec_in_memory("digits", **{"train": 10, "test": 10, key: size}), Places(), tmp_path)
     assert f"datasets.digits.{key} is {size} (allowed: up to " in text
     assert not (tmp_path / "manifest.json").exists(), "the manifest is last, so that none means not prepared"
     assert not list(tmp_path.glob(".partial*"))

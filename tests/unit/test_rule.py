@@ -22,7 +22,7 @@ SPREADS, SEEDS = (0.5, 1, 3), (5, 15)  # standard deviation of a paired differen
 def shipped() -> list[list[tuple[str, str, int]]]:
     """The claims as they are configured: expectation, ``over`` and number of effects of each of their contrasts."""
     spec = claims_spec(load_project({"scale": "laptop"}, ROOT / "config"), "claims")
-    return [[(c["expect"], c["over"], len(effects_of(c))) for c in claim["contrasts"]] for claim in spec["claims"]]
+    return [[(c.expect, c.over, len(effects_of(c))) for c in claim.contrasts] for claim in spec.claims]
 
 
 def truths(contrasts: list[tuple[str, str, int]], favour: bool) -> list[list[float | None]]:

@@ -100,7 +100,7 @@ def test_the_manifest_describes_the_shards(tmp_path):
             assert shard["sha256"] == hashlib.sha256((folder / "shards" / shard["file"]).read_bytes()).hexdigest()
     assert tuple(manifest["classes"]) == CLASSES
     assert manifest["source"] == f"{tree}, a sample"
-    assert manifest["spec"] == spec_of()
+    assert manifest["spec"] == spec_of().as_json()
 
 
 # Height and width of an image, and of what is stored with a shorter side of at most 24.
@@ -257,8 +257,10 @@ def stopped(folder: Path, after: int, **changes: object) -> Path:
 
 def resumed(folder: Path, **changes: object) -> tuple[dict[str, bytes], set[str]]:
     """What is there after going on, and which shards the log says were kept."""
-    log = []
-    prepare_shards.prepare_shards(Small(), spec_of(**changes), Places((folder,)), folder / "data", log=log.append)
+    log, spec = [], spec_of(**changes)
+    subset = prepare_shards.Subset("small", {"train": spec.train, "test": spec.test}, spec.short_side, spec.quality)
+    places = Places((folder,))
+    prepare_shards.prepare_shards(Small(), subset, spec.as_json(), places, folder / "data", log=log.append)
     assert not (folder / "data" / "shards.partial").exists()
     return contents(folder / "data"), {line.split(":")[0] for line in log if "was there" in line}
 

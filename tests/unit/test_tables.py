@@ -15,23 +15,24 @@ from nme.errors import NmeError
 from nme.figures.curves import over_seeds
 from nme.grid.cells import Cell, jobs_of_seeds
 from nme.grid.paths import measured_path, metrics_path
+from nme.grid.specs import TableSpec
 from nme.outputs import parquet
 from nme.stages.tables import collect, write_table
 from nme.stages.train import COLUMNS
 
 MEASURED = ["train_loss", "train_accuracy", "gradient_norm", "test_loss", "test_accuracy"]
 CELLS = ["r/relu/sgd/0", "r/relu/grad_norm/0.1", "s/gelu/grad_norm-p=2/10"]
-SPEC = {
-    "scale": "tiny",
-    "seeds": 3,
-    "recipes": {
+SPEC = TableSpec(
+    scale="tiny",
+    seeds=3,
+    recipes={
         "r": {"title": "R, a net", "seeds_per_job": 2, "chance": 0.1},
         "s": {"title": "s", "seeds_per_job": 1, "chance": 0.5},
     },
-    "cells": CELLS,
-    "measured": False,
-    "version": 1,
-}
+    cells=CELLS,
+    measured=False,
+    version=1,
+)
 
 
 def history(seed: int, epochs: int, diverged_at: int | None = None) -> list[dict]:
@@ -57,13 +58,13 @@ def history(seed: int, epochs: int, diverged_at: int | None = None) -> list[dict
 
 def write_results(root, spec=SPEC, diverged=(), reverse=False) -> None:
     """Metrics of all cells; ``diverged`` are pairs of a cell and a seed, at the second of three epochs."""
-    for cell in spec["cells"]:
-        per_job = spec["recipes"][cell.split("/")[0]]["seeds_per_job"]
-        for seeds in jobs_of_seeds(spec["seeds"], per_job):
+    for cell in spec.cells:
+        per_job = spec.recipes[cell.split("/")[0]].seeds_per_job
+        for seeds in jobs_of_seeds(spec.seeds, per_job):
             rows = [row for s in seeds for row in history(s, 3, 2 if (cell, s) in diverged else None)]
             table = pa.Table.from_pylist(rows[::-1] if reverse else rows, schema=COLUMNS)
             record = {"seconds": 1.5, "nme": "0.1.0", "torch": "2", "device": "cpu"}
-            parquet.write(table, root / metrics_path(spec["scale"], Cell.from_path(cell), seeds), record)
+            parquet.write(table, root / metrics_path(spec.scale, Cell.from_path(cell), seeds), record)
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["in order", "in another order"])
@@ -76,8 +77,8 @@ def test_one_row_a_member_with_its_final_epoch(tmp_path, reverse):
         rows = table[chosen & (table["strength"] == float(cell.strength))]
         assert sorted(rows["seed"]) == [0, 1, 2]
         assert set(rows["activation"]) == {cell.activation}
-        assert set(rows["panel"]) == {SPEC["recipes"][cell.recipe]["title"]}
-        assert set(rows["chance"]) == {SPEC["recipes"][cell.recipe]["chance"]}
+        assert set(rows["panel"]) == {SPEC.recipes[cell.recipe].title}
+        assert set(rows["chance"]) == {SPEC.recipes[cell.recipe].chance}
         assert set(rows["epoch"]) == {3}
         np.testing.assert_allclose(rows["test_accuracy"], (100 * rows["seed"] + 3) / 1000)
 
@@ -111,7 +112,7 @@ def test_the_table_comes_back_from_its_file(tmp_path, monkeypatch):
     table, record = parquet.read(tmp_path / "out" / "fig.parquet")
     assert table["test_accuracy"].null_count == 1
     assert table["diverged"].to_pylist().count(True) == 1
-    assert record["spec"] == SPEC
+    assert record["spec"] == SPEC.as_json()
     assert record["members"] == 9
     assert {"spec_sha256", "nme", "python", "seconds", "made_with"} <= set(record)
     pd.testing.assert_frame_equal(table.to_pandas(), collect(SPEC, tmp_path)[0])
@@ -119,13 +120,13 @@ def test_the_table_comes_back_from_its_file(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- measured
 
-MEASURED_SPEC = {**SPEC, "measured": True}
+MEASURED_SPEC = SPEC.model_copy(update={"measured": True})
 
 
 def write_measured(root, spec=MEASURED_SPEC, gone=()) -> None:
     """Two values a member and time; ``gone`` are pairs of a cell and a seed that have diverged: only the first time."""
-    for cell in spec["cells"]:
-        for seeds in jobs_of_seeds(spec["seeds"], spec["recipes"][cell.split("/")[0]]["seeds_per_job"]):
+    for cell in spec.cells:
+        for seeds in jobs_of_seeds(spec.seeds, spec.recipes[cell.split("/")[0]].seeds_per_job):
             rows = [
                 {"seed": seed, "at": at, "step": int(100 * at), "quantity": "q", "layer": layer, "value": seed + at}
                 for seed in seeds
@@ -133,7 +134,7 @@ def write_measured(root, spec=MEASURED_SPEC, gone=()) -> None:
                 for layer in ("", "1")
             ]
             record = {"seconds": 1.5, "nme": "0.1.0", "torch": "2", "device": "cpu"}
-            path = root / measured_path(spec["scale"], Cell.from_path(cell), seeds)
+            path = root / measured_path(spec.scale, Cell.from_path(cell), seeds)
             parquet.write(pa.Table.from_pylist(rows), path, record)
 
 
@@ -147,7 +148,7 @@ def test_every_measured_value_is_a_row(tmp_path):
     for cell in map(Cell.from_path, CELLS):
         rows = table[(table["recipe"] == cell.recipe) & (table["method"] == cell.method)]
         assert set(rows["strength"]) == {float(cell.strength)}
-        assert set(rows["panel"]) == {SPEC["recipes"][cell.recipe]["title"]}
+        assert set(rows["panel"]) == {SPEC.recipes[cell.recipe].title}
         lost = 2 if cell.path == CELLS[0] else None
         expected = {(s, at) for s in range(3) for at in (0, 0.5, 1) if s != lost or at == 0}
         assert set(zip(rows["seed"], rows["at"], strict=True)) == expected

@@ -21,7 +21,7 @@ from nme.derivatives.batch import Batch, Split
 from nme.errors import NmeError
 from nme.grid.plan import Estimate
 from nme.methods import METHODS
-from nme.quantities import QUANTITIES
+from nme.quantities import QUANTITIES, Settings
 from nme.runtime.random_streams import stream
 
 GELU = ACTIVATIONS.parse("gelu")
@@ -237,7 +237,7 @@ def test_what_is_not_defined_is_left_out_of_the_mean():
     assert str(mean_and_error([None, None])) == "(None, nan)"
     model, wrong = linear(1, right=False)
     empty = wrong._replace(inputs=torch.zeros(3, 3))  # the gradient of a model without bias is 0
-    values = list(QUANTITIES["update_shares"](model, [wrong, empty], {}, 0))
+    values = list(QUANTITIES["update_shares"](model, [wrong, empty], Settings(1, 1, 1), 0))
     found = {(v.statistic, v.operator, v.probe): v.value for v in values}
     assert found["share", "G", 1] is None
     assert found["share", "G", -1] == found["share", "G", 0] == pytest.approx(1)

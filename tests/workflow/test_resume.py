@@ -27,7 +27,7 @@ AT = [0, 0.4, 1]  # when networks are kept
 def spec(project, seeds=range(2), epochs=12, **recipe):
     scale = load_project({"scale": "tiny"}, project.folder / "config").scale
     chosen = scale.recipes["mnist1d_cnn"].model_copy(update={"epochs": epochs, **recipe})
-    return json.dumps(train_spec(chosen, CELL, seeds, AT))
+    return json.dumps(train_spec(chosen, CELL, seeds, AT).as_json())
 
 
 def command(project, settings, output):

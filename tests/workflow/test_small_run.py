@@ -40,7 +40,7 @@ def test_every_result_is_of_its_settings(trained, names):
         for cell, seeds in training_jobs(figure, project.scale) if figure.grid else []:
             recipe, asked = project.scale.recipes[cell.recipe], measured.get(cell, {})
             rows, record = read(trained.folder / metrics_path("tiny", cell, seeds))
-            assert record["spec"] == train_spec(recipe, cell, seeds, snapshots(asked))
+            assert record["spec"] == train_spec(recipe, cell, seeds, snapshots(asked)).as_json()
             assert rows.num_rows == len(seeds) * recipe.epochs
             kept = (trained.folder / metrics_path("tiny", cell, seeds)).with_name("snapshots")
             assert len(list(kept.glob("*.pt"))) == len(seeds) * len(snapshots(asked))

@@ -15,7 +15,9 @@ try:
     PROJECT = load_project(config, "config")
     export(PROJECT.config)
     CLAIMS = {
-        n: claims.claims_spec(PROJECT, n) for n, f in PROJECT.figures.items() if f.claims
+        n: claims.claims_spec(PROJECT, n)
+        for n, f in PROJECT.figures.items()
+        if f.claims
     }
     MAPS = {n: claims.map_spec(PROJECT, n) for n, f in PROJECT.figures.items() if f.map}
 except NmeError as error:
@@ -75,38 +77,44 @@ def cell_of(wildcards):
 
 
 def dataset_settings(wildcards):
-    return json.dumps(specs.dataset_spec(PROJECT, wildcards.dataset))
+    return json.dumps(specs.dataset_spec(PROJECT, wildcards.dataset).as_json())
 
 
 def cell_settings(wildcards):
     cell, seeds = cell_of(wildcards), cells.parse_seeds(wildcards.seeds)
     snapshots = cells.snapshots(MEASUREMENTS.get(cell, {}))
-    return json.dumps(specs.train_spec(recipe_of(wildcards), cell, seeds, snapshots))
+    return json.dumps(
+        specs.train_spec(recipe_of(wildcards), cell, seeds, snapshots).as_json()
+    )
 
 
 def measure_settings(wildcards):
     cell, seeds = cell_of(wildcards), cells.parse_seeds(wildcards.seeds)
-    return json.dumps(specs.measure_spec(PROJECT, cell, seeds, MEASUREMENTS[cell]))
+    return json.dumps(
+        specs.measure_spec(PROJECT, cell, seeds, MEASUREMENTS[cell]).as_json()
+    )
 
 
 def landscape_settings(wildcards):
-    return json.dumps(specs.landscape_spec(PROJECT.figures[wildcards.figure]))
+    return json.dumps(specs.landscape_spec(PROJECT.figures[wildcards.figure]).as_json())
 
 
 def table_settings(wildcards):
-    return json.dumps(specs.table_spec(PROJECT, wildcards.figure))
+    return json.dumps(specs.table_spec(PROJECT, wildcards.figure).as_json())
 
 
 def claims_settings(wildcards):
-    return json.dumps(CLAIMS["claims"])
+    return json.dumps(CLAIMS["claims"].as_json())
 
 
 def map_settings(wildcards):
-    return json.dumps(MAPS["map"])
+    return json.dumps(MAPS["map"].as_json())
 
 
 def plot_settings(wildcards):
-    return json.dumps(specs.plot_spec(PROJECT, wildcards.figure), ensure_ascii=False)
+    return json.dumps(
+        specs.plot_spec(PROJECT, wildcards.figure).as_json(), ensure_ascii=False
+    )
 
 
 def cell_data(wildcards):

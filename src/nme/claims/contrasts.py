@@ -14,7 +14,9 @@ import pandas as pd
 
 from nme.activations import ACTIVATIONS
 from nme.claims.statistics import Diverged, combine, interval, judge, tail_of, trend_weights
+from nme.config.figure import SmallestEffect
 from nme.errors import NmeError
+from nme.grid.specs import ContrastSpec
 from nme.methods import METHODS
 
 MEMBER = ["recipe", "activation", "method", "strength", "seed"]
@@ -31,20 +33,19 @@ class Effect(NamedTuple):
     weights: dict[Cell, float]
 
 
-def effects_of(contrast: dict) -> list[Effect]:
+def effects_of(contrast: ContrastSpec) -> list[Effect]:
     """The effects that a contrast consists of: one for ``over`` mean and trend, otherwise one per cell of its terms.
 
     Args:
-        contrast: one of ``grid.claims.claims_spec``. ``plus`` and ``minus`` are lists of terms; a term is a list of
-            (activation, method, strength). For each, any and trend all terms pair up: they have the same length, or
+        contrast: for ``over`` each, any and trend all its terms pair up: they have the same length, or
             one cell that is used again for every cell of the others.
     """
-    terms = [(sign, term) for sign, side in ((1, "plus"), (-1, "minus")) for term in contrast[side]]
+    terms = [(sign, term) for sign, side in ((1, contrast.plus), (-1, contrast.minus)) for term in side]
     number = max(len(term) for _, term in terms)
-    if contrast["over"] == "mean":
+    if contrast.over == "mean":
         return [Effect("", _weights((c, sign / len(term)) for sign, term in terms for c in term))]
     paired = [(sign, term * number if len(term) == 1 else term) for sign, term in terms]
-    if contrast["over"] == "trend":
+    if contrast.over == "trend":
         trend = trend_weights(number)
         return [Effect("", _weights((c, sign * w) for sign, term in paired for c, w in zip(term, trend, strict=True)))]
     labels = _labels(next(term for _, term in terms if len(term) == number))
@@ -75,12 +76,12 @@ def _labels(term: list) -> list[str]:
     return labels
 
 
-def contrast_effects(table: pd.DataFrame, contrast: dict, scale: str = "points") -> pd.DataFrame:
+def contrast_effects(table: pd.DataFrame, contrast: ContrastSpec, scale: str = "points") -> pd.DataFrame:
     """The effects of a contrast within each recipe and seed.
 
     Args:
         table: ``tables.collect``'s.
-        contrast: one of ``grid.claims.claims_spec``.
+        contrast: with the cells of its terms.
         scale: 'points' of accuracy (of a trace: percent of tr G + |tr N|), or 'logit' (natural logarithm of the odds).
 
     Returns:
@@ -98,12 +99,12 @@ def contrast_effects(table: pd.DataFrame, contrast: dict, scale: str = "points")
     return pd.DataFrame(found).rename_axis(index="seed", columns=["recipe", "effect"])
 
 
-def diverged_of(table: pd.DataFrame, contrast: dict) -> dict[tuple[str, int], Diverged]:
+def diverged_of(table: pd.DataFrame, contrast: ContrastSpec) -> dict[tuple[str, int], Diverged]:
     """How often members diverged on each side of each effect, by recipe and index of the effect.
 
     Args:
         table: ``tables.collect``'s.
-        contrast: one of ``grid.claims.claims_spec``.
+        contrast: with the cells of its terms.
 
     Raises:
         NmeError: the table lacks a cell of the contrast.
@@ -117,9 +118,9 @@ def diverged_of(table: pd.DataFrame, contrast: dict) -> dict[tuple[str, int], Di
     return found
 
 
-def _members(table: pd.DataFrame, contrast: dict, scale: str) -> dict[str, pd.DataFrame]:
+def _members(table: pd.DataFrame, contrast: ContrastSpec, scale: str) -> dict[str, pd.DataFrame]:
     """The value of every member that a contrast needs, by recipe: rows seeds, columns cells; NaN where it diverged."""
-    if contrast["trace"] is None:
+    if contrast.trace is None:
         accuracy = table["test_accuracy"].astype(float).where(~table["diverged"].astype(bool))
         if scale == "logit":
             accuracy = accuracy.clip(HALF_EXAMPLE, 1 - HALF_EXAMPLE)
@@ -127,7 +128,7 @@ def _members(table: pd.DataFrame, contrast: dict, scale: str) -> dict[str, pd.Da
         else:
             rows = table.assign(value=100 * accuracy)
     else:
-        rows = _traces(table, **contrast["trace"])
+        rows = _traces(table, contrast.trace.operator, contrast.trace.at)
     needed = {cell: None for effect in effects_of(contrast) for cell in effect.weights}
     found = {}
     for recipe, own in rows.groupby("recipe", sort=False):
@@ -161,13 +162,13 @@ def table_of(tables: dict[str, pd.DataFrame], figure: str) -> pd.DataFrame:
 
 
 def judge_contrast(
-    table: pd.DataFrame, contrast: dict, smallest_effect: dict, family: int = 1, contrasts: int = 1
+    table: pd.DataFrame, contrast: ContrastSpec, smallest_effect: SmallestEffect, family: int = 1, contrasts: int = 1
 ) -> list[dict]:
     """One row per recipe: the effect that decides a contrast there, with intervals and the contrast's p values.
 
     Args:
         table: ``tables.collect``'s.
-        contrast: one of ``grid.claims.claims_spec``.
+        contrast: with the cells of its terms.
         smallest_effect: δ in ``points`` and in ``percent``.
         family: how many pairs of a claim and a recipe are decided together, for the simultaneous intervals.
         contrasts: how many the claim has, for the same.
@@ -180,17 +181,18 @@ def judge_contrast(
     Raises:
         NmeError: the table lacks a cell of the contrast.
     """
-    unit = "points" if contrast["trace"] is None else "percent"
+    unit = "points" if contrast.trace is None else "percent"
+    smallest = smallest_effect.points if contrast.trace is None else smallest_effect.percent
     values, lost, named = contrast_effects(table, contrast), diverged_of(table, contrast), effects_of(contrast)
     logits = contrast_effects(table, contrast, "logit") if unit == "points" else None
     panels = table.drop_duplicates("recipe").set_index("recipe")["panel"]
     rows = []
     for recipe in values.columns.unique("recipe"):
         own = [values[recipe, i].dropna().to_numpy() for i in range(len(named))]
-        found = [judge(v, contrast["expect"], smallest_effect[unit], lost[recipe, i]) for i, v in enumerate(own)]
-        p, against, shown = combine(found, contrast["over"])
+        found = [judge(v, contrast.expect, smallest, lost[recipe, i]) for i, v in enumerate(own)]
+        p, against, shown = combine(found, contrast.over)
         counts = lost[recipe, shown]
-        ends = interval(own[shown], tail_of(family, contrasts, len(named), contrast["expect"], counts))
+        ends = interval(own[shown], tail_of(family, contrasts, len(named), contrast.expect, counts))
         rows.append(
             {
                 "recipe": recipe,

@@ -21,13 +21,14 @@ import pandas as pd
 from nme.claims.contrasts import contrast_effects, diverged_of, table_of
 from nme.claims.statistics import LEVEL, interval, rank_correlation
 from nme.errors import NmeError
+from nme.grid.specs import MapSpec
 
 
-def effects_and_shares(spec: dict, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def effects_and_shares(spec: MapSpec, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The effect of each contrast and the share of the NME, on each recipe.
 
     Args:
-        spec: ``grid.claims.map_spec``.
+        spec: the contrasts, the recipes, and whose shares are taken.
         tables: by figure.
 
     Returns:
@@ -40,29 +41,29 @@ def effects_and_shares(spec: dict, tables: dict[str, pd.DataFrame]) -> pd.DataFr
     Raises:
         NmeError: a table is not given, or lacks a cell, a recipe or a share.
     """
-    shares = shares_of(table_of(tables, spec["shares"]["figure"]), spec["shares"]["activation"])
-    numbers = {recipe: i for i, recipe in enumerate(spec["recipes"], 1)}
+    shares = shares_of(table_of(tables, spec.shares.figure), spec.shares.activation)
+    numbers = {recipe: i for i, recipe in enumerate(spec.recipes, 1)}
     rows = []
-    for claim in spec["claims"]:
-        for contrast in claim["contrasts"]:
-            table = table_of(tables, contrast["figure"])
+    for claim in spec.claims:
+        for contrast in claim.contrasts:
+            table = table_of(tables, contrast.figure)
             values, lost = contrast_effects(table, contrast), diverged_of(table, contrast)
             own = []
-            for recipe in claim["recipes"]:
+            for recipe in claim.recipes:
                 if (recipe, 0) not in values.columns or recipe not in shares.index:
                     raise NmeError(f"the tables of the map have no recipe {recipe}; make them again")
                 own.append(
                     {
-                        "claim": claim["number"],
-                        "says": claim["says"],
-                        "contrast": contrast["name"],
-                        "over": contrast["over"],
-                        "cells": max(len(term) for side in ("plus", "minus") for term in contrast[side]),
+                        "claim": claim.number,
+                        "says": claim.says,
+                        "contrast": contrast.name,
+                        "over": contrast.over,
+                        "cells": max(len(term) for term in (*contrast.plus, *contrast.minus)),
                         "recipe": recipe,
-                        "panel": spec["recipes"][recipe]["title"],
+                        "panel": spec.recipes[recipe].title,
                         "setting": numbers[recipe],
-                        "network": spec["recipes"][recipe]["network"],
-                        "label_noise": spec["recipes"][recipe]["label_noise"],
+                        "network": spec.recipes[recipe].network,
+                        "label_noise": spec.recipes[recipe].label_noise,
                         **_estimate(values[recipe, 0].to_numpy()),
                         "diverged_plus": lost[recipe, 0].plus,
                         "diverged_minus": lost[recipe, 0].minus,

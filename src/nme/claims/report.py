@@ -5,6 +5,8 @@ import html
 import numpy as np
 import pandas as pd
 
+from nme.grid.specs import ClaimsSpec
+
 
 def overall(claim: pd.DataFrame) -> str:
     """The verdict of a claim over its recipes: one word if they agree, otherwise which verdict holds where.
@@ -89,15 +91,15 @@ def _line(row: object) -> str:
     return "".join(parts)
 
 
-def note(spec: dict, rows: pd.DataFrame) -> str:
+def note(spec: ClaimsSpec, rows: pd.DataFrame) -> str:
     """What a reader of the table needs to know: its size, the rule, and what the error rates depend on."""
     pairs = rows.drop_duplicates(["claim", "recipe"])
     counts = pairs["verdict"].value_counts()
-    smallest = spec["smallest_effect"]
+    smallest = spec.smallest_effect
     return (
-        f"Scale {spec['scale']}, {rows['seeds'].max()} paired seeds. A verdict per claim and recipe: "
+        f"Scale {spec.scale}, {rows['seeds'].max()} paired seeds. A verdict per claim and recipe: "
         f"{', '.join(f'{n} {verdict}' for verdict, n in counts.items())}. "
-        f"Smallest effect of interest: {smallest['points']:g} points, {smallest['percent']:g} % of a trace. "
+        f"Smallest effect of interest: {smallest.points:g} points, {smallest.percent:g} % of a trace. "
         f"Holm's method corrects for {len(pairs)} verdicts, at 5 % in favour and at 5 % against (together 10 %). "
         "The number of seeds was chosen beforehand; adding seeds until a verdict appears would invalidate it. "
         "Results are conditional on one test set per dataset. "

@@ -49,13 +49,14 @@ import pandas as pd
 from nme.claims.contrasts import judge_contrast, table_of
 from nme.claims.statistics import combine_contrasts, verdicts
 from nme.errors import NmeError
+from nme.grid.specs import ClaimsSpec
 
 
-def decide(spec: dict, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def decide(spec: ClaimsSpec, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Decide all claims on all their recipes.
 
     Args:
-        spec: ``grid.claims.claims_spec``.
+        spec: the claims, their contrasts and recipes, and the smallest effects.
         tables: by figure.
 
     Returns:
@@ -66,19 +67,19 @@ def decide(spec: dict, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     Raises:
         NmeError: a table is not given, or lacks a cell or a recipe of a contrast.
     """
-    family = sum(len(claim["recipes"]) for claim in spec["claims"])
+    family = sum(len(claim.recipes) for claim in spec.claims)
     rows = {}
-    for claim in spec["claims"]:
-        for contrast in claim["contrasts"]:
-            sizes = (family, len(claim["contrasts"]))
-            judged = judge_contrast(table_of(tables, contrast["figure"]), contrast, spec["smallest_effect"], *sizes)
+    for claim in spec.claims:
+        for contrast in claim.contrasts:
+            sizes = (family, len(claim.contrasts))
+            judged = judge_contrast(table_of(tables, contrast.figure), contrast, spec.smallest_effect, *sizes)
             by_recipe = {row["recipe"]: row for row in judged}
-            for recipe in claim["recipes"]:
+            for recipe in claim.recipes:
                 if recipe not in by_recipe:
-                    raise NmeError(f"the table of {contrast['figure']} has no recipe {recipe}; make it again")
-                head = {"claim": claim["number"], "says": claim["says"], "figure": claim["figure"]}
-                head |= {"contrast": contrast["name"], "expect": contrast["expect"], "over": contrast["over"]}
-                rows.setdefault((claim["number"], recipe), []).append(head | by_recipe[recipe])
+                    raise NmeError(f"the table of {contrast.figure} has no recipe {recipe}; make it again")
+                head = {"claim": claim.number, "says": claim.says, "figure": claim.figure}
+                head |= {"contrast": contrast.name, "expect": contrast.expect, "over": contrast.over}
+                rows.setdefault((claim.number, recipe), []).append(head | by_recipe[recipe])
     pairs = [combine_contrasts(*([r[key] for r in own] for key in ("p", "p_against"))) for own in rows.values()]
     decided = verdicts([p for p, _ in pairs], [against for _, against in pairs])
     for own, (p, against, verdict) in zip(rows.values(), decided, strict=True):

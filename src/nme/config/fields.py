@@ -1,6 +1,7 @@
 """Types of the configuration's fields: names of a registry, numbers in one spelling, axes."""
 
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -23,32 +24,32 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def registered(registry: Registry) -> Any:
+def registered(registry: Registry) -> AfterValidator:
     """A name of the registry with its parameters, in its one spelling."""
 
     def canonical(text: str) -> str:
         return str(registry.parse(text))
 
-    return Annotated[str, AfterValidator(as_value_error(canonical))]
+    return AfterValidator(as_value_error(canonical))
 
 
-def templates(registry: Registry) -> Any:
+def templates(registry: Registry) -> AfterValidator:
     """As ``registered``; a parameter may be the values of an axis, as in ``beta_gelu-beta={beta}``."""
 
     def canonical(text: str) -> str:
         known = str(registry.parse(AXIS_IN_NAME.sub("1", text)))
         return text if AXIS_IN_NAME.search(text) else known
 
-    return Annotated[str, AfterValidator(as_value_error(canonical))]
+    return AfterValidator(as_value_error(canonical))
 
 
-def coloured(registry: Registry) -> Any:
+def coloured(registry: Registry) -> AfterValidator:
     """As ``registered``, or a name without the parameter it needs: the colour of all of that name."""
 
     def canonical(text: str) -> str:
         return text if text in registry else str(registry.parse(text))
 
-    return Annotated[str, AfterValidator(as_value_error(canonical))]
+    return AfterValidator(as_value_error(canonical))
 
 
 def as_value_error(check: Any) -> Any:
@@ -63,7 +64,7 @@ def as_value_error(check: Any) -> Any:
     return checked
 
 
-def one_of(what: str, names: Any) -> Any:
+def one_of(what: str, names: Collection[str]) -> AfterValidator:
     """One of these names; ``what`` says in the message what they name."""
 
     def check(value: str) -> str:
@@ -71,7 +72,7 @@ def one_of(what: str, names: Any) -> Any:
             raise ValueError(unknown(what, value, names))
         return value
 
-    return Annotated[str, AfterValidator(check)]
+    return AfterValidator(check)
 
 
 def two_by_two(widths: list) -> list:

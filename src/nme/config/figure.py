@@ -27,6 +27,9 @@ from nme.methods import METHODS
 from nme.models.settings import Count
 from nme.quantities import QUANTITIES
 
+# Drawings of their own, modules of nme.figures.drawings; any other figure has curves.
+DRAWINGS = ("claims", "fig1", "fig6", "map", "mechanism", "spectrum", "traces")
+
 
 class Grid(Closed):
     """The trainings a figure compares: every combination of its axes.
@@ -35,11 +38,11 @@ class Grid(Closed):
     """
 
     panels: Identifier = Field(description="Name of a list of recipes of the scale.")
-    activation: Annotated[list[templates(ACTIVATIONS)], Field(min_length=1), Names]
-    method: Annotated[dict[templates(METHODS), Identifier], Field(min_length=1), BeforeValidator(distinct_methods)] = (
-        Field(
-            description="Each training method with the axis of its strengths; strength 0 of any of them is plain SGD."
-        )
+    activation: Annotated[list[Annotated[str, templates(ACTIVATIONS)]], Field(min_length=1), Names]
+    method: Annotated[
+        dict[Annotated[str, templates(METHODS)], Identifier], Field(min_length=1), BeforeValidator(distinct_methods)
+    ] = Field(
+        description="Each training method with the axis of its strengths; strength 0 of any of them is plain SGD."
     )
 
 
@@ -53,7 +56,7 @@ class Curves(Closed):
         "recipe",
         description="Panels side by side: recipes; or a row a recipe, and a column an activation, or train and test.",
     )
-    groups: list[list[templates(ACTIVATIONS)]] = Field(
+    groups: list[list[Annotated[str, templates(ACTIVATIONS)]]] = Field(
         [], description="Instead of columns: a row a recipe, and a column each of these groups of activations."
     )
 
@@ -68,7 +71,7 @@ class Measured(Closed):
     """What is measured on the networks of a grid while they train."""
 
     at: Identifier = Field(description="Name of an axis: when, as fractions of the training, 0 to 1.")
-    quantities: Annotated[list[one_of("quantity", QUANTITIES)], Field(min_length=1), Names] = Field(
+    quantities: Annotated[list[Annotated[str, one_of("quantity", QUANTITIES)]], Field(min_length=1), Names] = Field(
         description="What is measured; src/nme/quantities.py describes each."
     )
 
@@ -76,7 +79,7 @@ class Measured(Closed):
 class Landscape(Closed):
     """An exact loss landscape over two weights of one hidden layer; nothing is trained."""
 
-    activation: Annotated[list[registered(ACTIVATIONS)], Field(min_length=1), Names]
+    activation: Annotated[list[Annotated[str, registered(ACTIVATIONS)]], Field(min_length=1), Names]
     widths: Annotated[list[Count], Field(min_length=2), AfterValidator(two_by_two)] = Field(
         description="Inputs, then hidden units."
     )
@@ -125,8 +128,8 @@ class Contrast(Closed):
 class SmallestEffect(Closed):
     """Smallest effects of interest, δ: smaller ones do not count as a difference."""
 
-    points: PositiveFloat = Field(1, description="Of accuracies, in points.")
-    percent: PositiveFloat = Field(5, description="Of traces, in percent of tr G + |tr N|.")
+    points: PositiveFloat = Field(1.0, description="Of accuracies, in points.")
+    percent: PositiveFloat = Field(5.0, description="Of traces, in percent of tr G + |tr N|.")
 
 
 class Claim(Closed):
@@ -155,7 +158,9 @@ class Map(Closed):
         description="Numbers of claims about accuracies; a panel per contrast."
     )
     shares: Identifier = Field(description="The figure that measures update_shares of plain SGD.")
-    activation: registered(ACTIVATIONS) = Field("gelu", description="The activation whose shares are taken.")
+    activation: Annotated[str, registered(ACTIVATIONS)] = Field(
+        "gelu", description="The activation whose shares are taken."
+    )
 
 
 class Figure(Closed):

@@ -14,11 +14,10 @@ from pydantic import (
 
 from nme.activations import ACTIVATIONS
 from nme.config.fields import AXIS_IN_NAME, Closed, Drawn, coloured
-from nme.config.figure import Figure
+from nme.config.figure import DRAWINGS, Figure
 from nme.config.messages import check
 from nme.config.scale import Scale
 from nme.errors import NmeError, unknown
-from nme.figures import DRAWINGS
 from nme.methods import METHODS
 from nme.models.settings import Count
 from nme.registry import Registry
@@ -45,8 +44,12 @@ Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 class Style(Closed):
     """One colour for the same thing on every figure."""
 
-    activation: dict[coloured(ACTIVATIONS), Colour] = Field(description="Colour of each activation, as #rrggbb.")
-    method: dict[coloured(METHODS), Colour] = Field(description="Colour of each training method, as #rrggbb.")
+    activation: dict[Annotated[str, coloured(ACTIVATIONS)], Colour] = Field(
+        description="Colour of each activation, as #rrggbb."
+    )
+    method: dict[Annotated[str, coloured(METHODS)], Colour] = Field(
+        description="Colour of each training method, as #rrggbb."
+    )
     operator: dict[Drawn, Colour] = Field(
         description="Colour of H, G, N and of N_phi, the part of N from activation second derivatives, as #rrggbb."
     )

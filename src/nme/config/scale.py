@@ -20,7 +20,7 @@ from nme.models.settings import Count
 class Dataset(Closed):
     """Which part of a dataset a scale uses, and how its labels are changed."""
 
-    source: one_of("dataset", DATASETS) | None = Field(
+    source: Annotated[str, one_of("dataset", DATASETS)] | None = Field(
         None, description="The dataset that it is taken from; null: that of its own name."
     )
     train: Count | None = Field(None, description="Training examples, class-balanced; null: all.")
@@ -41,11 +41,10 @@ class Dataset(Closed):
 ModelSpec = Annotated[Union[tuple(MODELS.values())], Field(discriminator="name")]  # noqa: UP007
 
 
-class Recipe(Closed):
+class Training(Closed):
     """How one network is trained; everything but the activation, the method, its strength and the seed."""
 
     dataset: Identifier = Field(description="A dataset of this scale.")
-    title: str = Field("", description="As written above a panel of a figure; empty: the recipe's name.")
     model: ModelSpec = Field(description="The network and its sizes.")
     resolution: Count | None = Field(
         None, description="Streamed datasets: px; side of the square that the network sees of an image."
@@ -81,14 +80,9 @@ class Recipe(Closed):
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
     weight_decay: NonNegativeFloat = Field(0.0, description="Weight decay, acting on the update, outside the loss.")
     threads: Count = Field(1, description="CPU threads of a job. Metrics depend on it, so it is fixed here.")
-    seeds_per_job: Count = Field(
-        1, description="How many seeds one process trains, one after the other. Metrics do not depend on it."
-    )
-    memory_mb: Count = Field(2000, description="Memory to ask a cluster for, in MB; grows with each attempt.")
-    runtime_minutes: Count = Field(30, description="Time limit to ask a cluster for; grows with each attempt.")
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> "Recipe":
+    def _parts_fit(self) -> "Training":
         part = self.micro_batch or self.batch_size
         if self.batch_size % part:
             raise ValueError(f"micro_batch is {part} (allowed: divisors of batch_size, {self.batch_size})")
@@ -100,10 +94,25 @@ class Recipe(Closed):
         return self
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> "Recipe":
+    def _warmup_fits(self) -> "Training":
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs:g} (allowed: less than epochs, {self.epochs})")
         return self
+
+
+class Recipe(Training):
+    """How one network is trained, its title, and how its jobs run, which metrics do not depend on."""
+
+    title: str = Field("", description="As written above a panel of a figure; empty: the recipe's name.")
+    seeds_per_job: Count = Field(
+        1, description="How many seeds one process trains, one after the other. Metrics do not depend on it."
+    )
+    memory_mb: Count = Field(2000, description="Memory to ask a cluster for, in MB; grows with each attempt.")
+    runtime_minutes: Count = Field(30, description="Time limit to ask a cluster for; grows with each attempt.")
+
+    def training(self) -> Training:
+        """The settings that decide what is computed, each of them given, as in a spec."""
+        return Training.model_validate(self.model_dump(include=set(Training.model_fields)))
 
 
 class Measurement(Closed):

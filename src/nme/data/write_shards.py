@@ -12,9 +12,11 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from hashlib import sha256
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +33,27 @@ ROWS = 1000  # images of a shard, about
 SHUFFLE_SEED = 0
 
 
+@dataclass(frozen=True)
+class Subset:
+    """The part of a dataset that is taken, and how its images are stored.
+
+    Attributes:
+        dataset: its name in the scale, for messages.
+        sizes: examples of ``train`` and ``test``, class-balanced; None: all.
+        short_side: px; larger images are stored with their shorter side reduced to it.
+        quality: of the stored JPEGs, 1 to 95.
+    """
+
+    dataset: str
+    sizes: dict[str, int | None]
+    short_side: int
+    quality: int
+
+
 def prepare_shards(
     dataset: ImageFolders,
-    spec: dict,
+    subset: Subset,
+    settings: dict[str, Any],
     places: Places,
     folder: Path,
     threads: int = 1,
@@ -43,7 +63,8 @@ def prepare_shards(
 
     Args:
         dataset: which.
-        spec: ``grid.specs.dataset_spec``.
+        subset: the part of it that is taken, and how images are stored.
+        settings: what the manifest records, from which all of this follows.
         places: where to look for it.
         folder: gets shards/ and manifest.json.
         threads: processes that decode and encode; the result does not depend on it.
@@ -64,7 +85,7 @@ def prepare_shards(
             return
         manifest.unlink(missing_ok=True)  # an older one must not describe new data
         clear_partial(partial)
-        planned = {name: _planned(dataset, getattr(found, name), spec, name, partial) for name in ("train", "test")}
+        planned = {name: _planned(dataset, getattr(found, name), subset, name, partial) for name in ("train", "test")}
         shards = [shard for split in planned.values() for shard in split]
         partial.mkdir(parents=True, exist_ok=True)
         written = {}
@@ -75,16 +96,18 @@ def prepare_shards(
             if path.name not in written:  # of other settings
                 path.unlink()
         splits = {name: [written[shard.path.name] for shard in split] for name, split in planned.items()}
-        described = _described(dataset, spec, found, planned, splits)
+        described = _described(dataset, settings, found, planned, splits)
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)
         with atomic(manifest) as path:
             path.write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _planned(dataset: ImageFolders, listing: Listing, spec: dict, name: str, folder: Path) -> list[Shard]:
+def _planned(dataset: ImageFolders, listing: Listing, subset: Subset, name: str, folder: Path) -> list[Shard]:
     """The shards of a split: its subset in an order of its own."""
-    chosen = class_balanced(listing.labels, spec[name], len(dataset.classes), f"datasets.{spec['dataset']}.{name}")
+    chosen = class_balanced(
+        listing.labels, subset.sizes[name], len(dataset.classes), f"datasets.{subset.dataset}.{name}"
+    )
     order = np.random.Generator(np.random.PCG64(SHUFFLE_SEED)).permutation(chosen)
     return [
         Shard(
@@ -92,8 +115,8 @@ def _planned(dataset: ImageFolders, listing: Listing, spec: dict, name: str, fol
             listing.folder,
             [listing.images[i] for i in rows],
             listing.labels[rows].tolist(),
-            spec["short_side"],
-            spec["quality"],
+            subset.short_side,
+            subset.quality,
         )
         for number, rows in enumerate(np.array_split(order, math.ceil(len(order) / ROWS)))
     ]
@@ -124,12 +147,16 @@ def _end_with_parent() -> None:
 
 
 def _described(
-    dataset: ImageFolders, spec: dict, found: Found, planned: dict[str, list[Shard]], splits: dict[str, list[Written]]
+    dataset: ImageFolders,
+    settings: dict[str, Any],
+    found: Found,
+    planned: dict[str, list[Shard]],
+    splits: dict[str, list[Written]],
 ) -> dict:
     """The manifest. Mean and standard deviation are over all pixels of the training images."""
     pixels, total, squares = np.sum([shard.sums for shard in splits["train"]], axis=0, dtype=np.int64).T
     mean = total / pixels
-    manifest = {"spec": spec, "source": found.source, "classes": dataset.classes}
+    manifest: dict[str, Any] = {"spec": settings, "source": found.source, "classes": dataset.classes}
     manifest |= {"mean": mean.tolist(), "std": np.sqrt(squares / pixels - mean**2).tolist(), "splits": {}, "shards": {}}
     for name, shards in splits.items():
         labels = np.concatenate([shard.labels for shard in planned[name]])

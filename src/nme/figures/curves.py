@@ -12,6 +12,7 @@ from scipy.stats import t
 
 from nme.activations import ACTIVATIONS
 from nme.figures import style
+from nme.grid.specs import PlotSpec
 from nme.methods import METHODS
 
 CONFIDENCE = 0.95
@@ -115,7 +116,7 @@ def _reference_levels(axes: Axes, here: pd.DataFrame, looks: dict[str, dict], li
         axes.axhline(point["mean"], color=colour, linestyle=":", linewidth=0.7, zorder=1)
 
 
-def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
+def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
     """Mean accuracy (%) with its interval over seeds, against a strength or a parameter of the activation.
 
     The level without a penalty, plain SGD, begins every line and is a dotted line. Diverged members are a cross at the
@@ -123,20 +124,21 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
 
     Args:
         table: ``tables.collect``'s.
-        spec: ``grid.specs.plot_spec``, with ``curves``.
+        spec: one with ``curves``.
         record: the table's, for the footer.
     """
-    curves = spec["curves"]
-    x, lines = curves["x"], curves["lines"]
+    curves = spec.curves
+    assert curves, "the plot stage chooses this drawing for curves"
+    x, lines = curves.x, curves.lines
     if x == "strength":
         table = _with_unpenalised(table).assign(x=lambda rows: rows["strength"])
     else:
         table = table.assign(x=[float(ACTIVATIONS.parse(a).values[x]) for a in table["activation"]])
-    table = _panelled(table, curves["columns"], curves["groups"])
+    table = _panelled(table, curves.columns, curves.groups)
     points = over_seeds(table, ["recipe", "panel", "column", "activation", "method", "x"], "accuracy")
     names = list(dict.fromkeys(table[lines]))
     registry = ACTIVATIONS if lines == "activation" else METHODS
-    looks = _looks(names, style.colours(spec["colours"], names), lambda name: registry.parse(name).full_label)
+    looks = _looks(names, style.colours(spec.colours, names), lambda name: registry.parse(name).full_label)
     if x != "strength" and lines == "method":
         looks = _with_strengths(looks, table)
 
@@ -164,19 +166,19 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
         title = here["panel"].iloc[0]
         axes.set_title(f"{title}\n{column}" if column and not column.startswith("group") else title)
     for axes in grid[::2]:
-        axes.set_ylabel("accuracy (%)" if curves["columns"] == "split" else "test accuracy (%)")
+        axes.set_ylabel("accuracy (%)" if curves.columns == "split" else "test accuracy (%)")
     style.legend(figure, grid)
     seeds, diverged = record["spec"]["seeds"], int(table["diverged"].sum())
     style.footer(
         figure,
-        f"scale {spec['scale']}",
+        f"scale {spec.scale}",
         f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}",
         *(["dotted: without a penalty"] if x == "strength" else []),
         f"×n: n of {seeds} seeds diverged and are left out" if diverged else "no seed diverged",
         *(["▼ mean below the axis"] if below else []),
-        x_label=curves["x_label"],
+        x_label=curves.x_label,
     )
-    if not curves["groups"] and curves["columns"] != "split":  # else recipe and activation say it
+    if not curves.groups and curves.columns != "split":  # else recipe and activation say it
         points = points.drop(columns="column")
     points = points.rename(columns={"x": x, "mean": "accuracy_percent", "low": "ci95_low", "high": "ci95_high"})
     return figure, points

@@ -10,7 +10,7 @@ def scale_sentence(project: Project, name: str) -> str:
     """A sentence for the caption: the values and the seeds that a grid figure or a map shows at this scale."""
     figure, scale = project.figures[name], project.scale
     if figure.map:
-        titles = [recipe["title"] for recipe in map_spec(project, name)["recipes"].values()]
+        titles = [setting.title for setting in map_spec(project, name).recipes.values()]
         settings = "; ".join(f"({i}) {title}" for i, title in enumerate(titles, 1))
         return f"Settings: {settings}. {scale.seeds} seed{'s' if scale.seeds > 1 else ''}."
     if not figure.grid:

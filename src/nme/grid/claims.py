@@ -4,15 +4,26 @@ from itertools import product
 
 from nme.activations import ACTIVATIONS
 from nme.config.fields import AXIS_IN_NAME
-from nme.config.figure import Claim, Contrast, Map
+from nme.config.figure import Claim, Contrast, Map, SmallestEffect
 from nme.config.project import Project
 from nme.errors import NmeError, unknown
 from nme.grid.cells import Cell, cells, expand
 from nme.grid.paths import claims_of_map
-from nme.grid.specs import STAGE_VERSION
+from nme.grid.specs import (
+    STAGE_VERSION,
+    ClaimSpec,
+    ClaimsSpec,
+    ContrastSpec,
+    MappedClaim,
+    MapSpec,
+    Setting,
+    SharesSpec,
+    Term,
+    TraceSpec,
+)
 
 
-def term_cells(project: Project, figure: str, term: str) -> list[tuple[str, str, str]]:
+def term_cells(project: Project, figure: str, term: str) -> Term:
     """The (activation, method, strength) that a term of a contrast stands for, each once, in any recipe of the figure.
 
     A term is ``activation/method/axis`` or ``activation/sgd``; a comma separates alternatives.
@@ -40,8 +51,8 @@ def term_cells(project: Project, figure: str, term: str) -> list[tuple[str, str,
     return list(dict.fromkeys(found))
 
 
-def claims_spec(project: Project, name: str) -> dict:
-    """What decides the claims table, besides the tables it is made from.
+def claims_spec(project: Project, name: str) -> ClaimsSpec:
+    """The spec of the claims table.
 
     Raises:
         NmeError: a claim's figure is not there, has no grid, or lacks a training that a contrast names; the terms of a
@@ -52,25 +63,25 @@ def claims_spec(project: Project, name: str) -> dict:
     twice = [n for n in numbers if numbers.count(n) > 1]
     if twice:
         raise NmeError(f"claims: number {twice[0]} is given to more than one claim (each needs its own)")
-    return {
-        "scale": project.config.scale,
-        "smallest_effect": claims.smallest_effect.model_dump(),
-        "claims": [
-            {
-                "number": claim.number,
-                "says": claim.says,
-                "figure": claim.figure,
-                "contrasts": [_contrast_spec(project, c.figure or claim.figure, c) for c in claim.contrasts],
-                "recipes": _recipes(project, claim),
-            }
+    return ClaimsSpec(
+        scale=project.config.scale,
+        smallest_effect=SmallestEffect(**claims.smallest_effect.model_dump()),
+        claims=[
+            ClaimSpec(
+                number=claim.number,
+                says=claim.says,
+                figure=claim.figure,
+                contrasts=[_contrast_spec(project, c.figure or claim.figure, c) for c in claim.contrasts],
+                recipes=_recipes(project, claim),
+            )
             for claim in claims.list
         ],
-        "version": STAGE_VERSION["claims"],
-    }
+        version=STAGE_VERSION["claims"],
+    )
 
 
-def map_spec(project: Project, name: str) -> dict:
-    """What decides the map, besides the tables it is made from.
+def map_spec(project: Project, name: str) -> MapSpec:
+    """The spec of the map.
 
     A contrast that is tested cell by cell (``over`` each or any) enters with the mean over its cells, which are chosen
     beforehand: the best of several would be too large, and more so where seeds differ more.
@@ -85,25 +96,26 @@ def map_spec(project: Project, name: str) -> dict:
         claims = [_mapped_claim(project, claim, recipes) for claim in claims_of_map(project, name)]
     except NmeError as error:
         raise NmeError(f"{name}: {error}") from None
-    used = {recipe for claim in claims for recipe in claim["recipes"]}
+    used = {recipe for claim in claims for recipe in claim.recipes}
     smallest = next(f.claims for f in project.figures.values() if f.claims).smallest_effect
-    return {
-        "scale": project.config.scale,
-        "smallest_effect": smallest.points,
-        "claims": claims,
-        "shares": {"figure": wanted.shares, "activation": wanted.activation},
-        "recipes": {
-            recipe: {
-                "title": found.title or recipe,
-                "network": found.model.name,
-                "label_noise": scale.datasets[found.dataset].label_noise,
-            }
-            for recipe in recipes
-            if recipe in used
-            for found in [scale.recipes[recipe]]
-        },
-        "version": STAGE_VERSION["map"],
+    settings = {
+        recipe: Setting(
+            title=found.title or recipe,
+            network=found.model.name,
+            label_noise=scale.datasets[found.dataset].label_noise,
+        )
+        for recipe in recipes
+        if recipe in used
+        for found in [scale.recipes[recipe]]
     }
+    return MapSpec(
+        scale=project.config.scale,
+        smallest_effect=smallest.points,
+        claims=claims,
+        shares=SharesSpec(figure=wanted.shares, activation=wanted.activation),
+        recipes=settings,
+        version=STAGE_VERSION["map"],
+    )
 
 
 def _recipes_with_shares(project: Project, wanted: Map) -> list[str]:
@@ -126,7 +138,7 @@ def _recipes_with_shares(project: Project, wanted: Map) -> list[str]:
     return scale.panels[figure.grid.panels]
 
 
-def _mapped_claim(project: Project, claim: Claim, recipes: list[str]) -> dict:
+def _mapped_claim(project: Project, claim: Claim, recipes: list[str]) -> MappedClaim:
     """A claim of the map, on those of its recipes that have shares."""
     if any(contrast.trace for contrast in claim.contrasts):
         raise NmeError(f"map.claims: claim {claim.number} is about traces (allowed: claims about accuracies)")
@@ -136,13 +148,13 @@ def _mapped_claim(project: Project, claim: Claim, recipes: list[str]) -> dict:
     contrasts = []
     for contrast in claim.contrasts:
         found = _contrast_spec(project, contrast.figure or claim.figure, contrast)
-        found |= {"over": "trend" if found["over"] == "trend" else "mean"}
-        del found["expect"]  # nothing is tested
-        contrasts.append(found)
+        over = "trend" if found.over == "trend" else "mean"
+        # Nothing is tested, so nothing is expected.
+        contrasts.append(ContrastSpec(**(found.model_dump(exclude={"expect"}) | {"over": over})))
     common = [recipe for recipe in recipes if recipe in _recipes(project, claim)]
     if not common:
         raise NmeError(f"map.claims: claim {claim.number} has no recipe with shares (allowed: one or more)")
-    return {"number": claim.number, "says": claim.says, "contrasts": contrasts, "recipes": common}
+    return MappedClaim(number=claim.number, says=claim.says, contrasts=contrasts, recipes=common)
 
 
 def _recipes(project: Project, claim: Claim) -> list[str]:
@@ -155,7 +167,7 @@ def _recipes(project: Project, claim: Claim) -> list[str]:
     return found
 
 
-def _contrast_spec(project: Project, figure: str, contrast: Contrast) -> dict:
+def _contrast_spec(project: Project, figure: str, contrast: Contrast) -> ContrastSpec:
     traced = contrast.trace is not None
     grids = {name: f for name, f in project.figures.items() if f.grid}
     if traced:
@@ -171,14 +183,21 @@ def _contrast_spec(project: Project, figure: str, contrast: Contrast) -> dict:
         trace = None
         if traced:
             last = max(float(at) for at in project.scale.axes[grids[figure].measure.at])
-            trace = {"operator": contrast.trace, "at": last}
+            trace = TraceSpec(operator=contrast.trace, at=last)
     except NmeError as error:
         raise NmeError(f"claims: contrast '{contrast.name}': {error}") from None
-    described = {"name": contrast.name, "expect": contrast.expect, "over": over, "trace": trace}
-    return {**described, "figure": figure, **terms}
+    return ContrastSpec(
+        name=contrast.name,
+        expect=contrast.expect,
+        over=over,
+        trace=trace,
+        figure=figure,
+        plus=terms["plus"],
+        minus=terms["minus"],
+    )
 
 
-def _paired(terms: dict[str, list[list]], over: str) -> dict[str, list[list]]:
+def _paired(terms: dict[str, list[Term]], over: str) -> dict[str, list[Term]]:
     """The terms of a contrast, after a check that their cells pair up; for a trend in ascending order.
 
     Raises:
@@ -201,7 +220,7 @@ def _paired(terms: dict[str, list[list]], over: str) -> dict[str, list[list]]:
     return {side: [[cell for _, cell in sorted(_positions(t).items())] for t in own] for side, own in terms.items()}
 
 
-def _positions(term: list[tuple[str, str, str]]) -> dict[float, tuple[str, str, str]]:
+def _positions(term: Term) -> dict[float, tuple[str, str, str]]:
     """The cells of a term of a trend by their strength, or by the one parameter of their activation that varies."""
     activations = [ACTIVATIONS.parse(activation) for activation, _, _ in term]
     methods = {method for _, method, strength in term if strength != "0"}

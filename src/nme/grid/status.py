@@ -9,7 +9,7 @@ from nme.errors import NmeError
 from nme.grid.cells import snapshots, training_jobs
 from nme.grid.paths import figures_read, measured_path, metrics_path, sources
 from nme.grid.plan import Estimate
-from nme.grid.specs import landscape_spec, measure_spec, train_spec
+from nme.grid.specs import Spec, landscape_spec, measure_spec, train_spec
 from nme.outputs import parquet
 from nme.outputs.locks import at_work, lock_of
 from nme.outputs.provenance import spec_hash
@@ -93,12 +93,12 @@ def _jobs(project: Project, name: str, estimate: Estimate, root: Path) -> dict[s
         spec = train_spec(recipe, cell, seeds, snapshots(kept))
         found[path] = _job(root, path, spec, estimate.training(cell, seeds))
         if figure.measure:
-            path, spec = measured_path(scale, cell, seeds), measure_spec(project, cell, seeds, kept)
-            found[path] = _job(root, path, spec, estimate.measuring(cell, seeds))
+            path, measuring = measured_path(scale, cell, seeds), measure_spec(project, cell, seeds, kept)
+            found[path] = _job(root, path, measuring, estimate.measuring(cell, seeds))
     return found
 
 
-def _job(root: Path, path: str, spec: dict, seconds: float) -> Job:
+def _job(root: Path, path: str, spec: Spec, seconds: float) -> Job:
     output = root / path
     if at_work(lock_of(output)):
         return Job("running", seconds)
@@ -109,7 +109,7 @@ def _job(root: Path, path: str, spec: dict, seconds: float) -> Job:
     except NmeError:  # missing, or damaged
         begun = output.exists() or (log.exists() and log.stat().st_size)
         return Job("failed" if begun else "waiting", seconds)
-    if record["spec_sha256"] != spec_hash(spec):
+    if record["spec_sha256"] != spec_hash(spec.as_json()):
         return Job("waiting", seconds)
     return Job("done", seconds, record["seconds"])
 

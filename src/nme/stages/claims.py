@@ -7,16 +7,17 @@ import pyarrow as pa
 
 from nme.claims.report import CSS, markdown, note, readers_table, summary_table
 from nme.claims.verdicts import decide
+from nme.grid.specs import ClaimsSpec
 from nme.outputs import parquet
 from nme.outputs.files import atomic
 from nme.outputs.provenance import provenance
 
 
-def write_claims(spec: dict, tables: list[Path], output: Path) -> None:
+def write_claims(spec: ClaimsSpec, tables: list[Path], output: Path) -> None:
     """Decide the claims and write them as parquet, Markdown and HTML.
 
     Args:
-        spec: ``grid.claims.claims_spec``.
+        spec: the claims.
         tables: of the figures that contrasts are about; each file has its figure's name.
         output: the parquet file; the others have its name with their ending.
 
@@ -33,5 +34,5 @@ def write_claims(spec: dict, tables: list[Path], output: Path) -> None:
         parts = [part.to_html(index=False, escape=False, border=0) for part in (summary, table)]
         page = f"<style>{CSS}</style><h1>Claims</h1><p>{says}</p>{'<h2>Effects</h2>'.join(parts)}"
         path.write_text(f'<!doctype html><meta charset="utf-8"><title>Claims</title>{page}\n', encoding="utf-8")
-    record = provenance(spec, time.monotonic() - began)
+    record = provenance(spec.as_json(), time.monotonic() - began)
     parquet.write(pa.Table.from_pandas(rows, preserve_index=False), output, record)

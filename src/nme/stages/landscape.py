@@ -12,25 +12,26 @@ from torch.func import vmap
 
 from nme.activations import ACTIVATIONS, Activation
 from nme.curvature.landscape import POINTS_AT_ONCE, Network
+from nme.grid.specs import LandscapeSpec
 from nme.outputs import parquet
 from nme.outputs.provenance import provenance
 
 
-def landscape(spec: dict, output: Path) -> None:
+def landscape(spec: LandscapeSpec, output: Path) -> None:
     """Write one row per grid point: activation, w_a, w_b, loss, nme, and every hidden pre-activation.
 
     ``nme`` is the Frobenius norm of ``Network.nme``.
 
     Args:
-        spec: ``grid.specs.landscape_spec``.
+        spec: the network and the grid.
         output: the parquet file.
     """
     began = time.monotonic()
-    network = Network(spec["widths"], spec["seed"])
-    line = torch.linspace(-spec["half_width"], spec["half_width"], spec["points"], dtype=torch.float64)
+    network = Network(spec.widths, spec.seed)
+    line = torch.linspace(-spec.half_width, spec.half_width, spec.points, dtype=torch.float64)
     pairs = torch.cartesian_prod(line, line)
     frames = []
-    for name in spec["activation"]:
+    for name in spec.activation:
         activation = ACTIVATIONS.parse(name)
 
         def measure(pair: Tensor, activation: Activation = activation) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,4 +45,5 @@ def landscape(spec: dict, output: Path) -> None:
         units = [f"preactivation_{u}" for u in range(before.shape[1])]
         frames.append(pd.concat([frame, pd.DataFrame(before.numpy(), columns=units)], axis=1))
     table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False)
-    parquet.write(table, output, provenance(spec, time.monotonic() - began, torch=str(torch.__version__), device="cpu"))
+    record = provenance(spec.as_json(), time.monotonic() - began, torch=str(torch.__version__), device="cpu")
+    parquet.write(table, output, record)

@@ -6,15 +6,16 @@ from pathlib import Path
 import pyarrow as pa
 
 from nme.claims.effects_map import effects_and_shares
+from nme.grid.specs import MapSpec
 from nme.outputs import parquet
 from nme.outputs.provenance import provenance
 
 
-def write_map(spec: dict, tables: list[Path], output: Path) -> None:
+def write_map(spec: MapSpec, tables: list[Path], output: Path) -> None:
     """Compute the map and write it.
 
     Args:
-        spec: ``grid.claims.map_spec``.
+        spec: the claims and settings of the map.
         tables: of the figures that it is made from; each file has its figure's name.
         output: the parquet file.
 
@@ -23,5 +24,5 @@ def write_map(spec: dict, tables: list[Path], output: Path) -> None:
     """
     began = time.monotonic()
     rows = effects_and_shares(spec, {path.stem: parquet.read(path)[0].to_pandas() for path in tables})
-    record = provenance(spec, time.monotonic() - began)
+    record = provenance(spec.as_json(), time.monotonic() - began)
     parquet.write(pa.Table.from_pandas(rows, preserve_index=False), output, record)

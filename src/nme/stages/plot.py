@@ -7,28 +7,25 @@ from importlib import import_module
 from pathlib import Path
 
 from nme import __version__
-from nme.errors import NmeError, unknown
-from nme.figures import DRAWINGS
+from nme.grid.specs import PlotSpec
 from nme.outputs import parquet
 from nme.outputs.files import atomic
 
 FORMATS = ("pdf", "png")
 
 
-def plot(spec: dict, table: Path, output: Path) -> None:
+def plot(spec: PlotSpec, table: Path, output: Path) -> None:
     """Draw a figure and write ``output`` with the endings .pdf, .png and .csv (the plotted numbers).
 
     Args:
-        spec: ``grid.specs.plot_spec``.
+        spec: which figure, its curves and colours.
         table: what the figure is drawn from.
         output: a path with any of the endings.
 
     Raises:
-        NmeError: there is no such drawing, or the table is missing or damaged.
+        NmeError: the table is missing or damaged.
     """
-    if "curves" not in spec and spec["figure"] not in DRAWINGS:
-        raise NmeError(unknown("figure", spec["figure"], DRAWINGS))
-    module = "curves" if "curves" in spec else f"drawings.{spec['figure']}"
+    module = "curves" if spec.curves else f"drawings.{spec.figure}"
     from matplotlib import rc_context
 
     from nme.figures import style
@@ -41,5 +38,5 @@ def plot(spec: dict, table: Path, output: Path) -> None:
                 # No date, so that the same numbers make the same file.
                 figure.savefig(path, metadata={"CreationDate": None} if ending == "pdf" else {"Software": None})
     with atomic(output.with_suffix(".csv")) as path:
-        numbers = numbers.assign(scale=spec["scale"], version=__version__)
+        numbers = numbers.assign(scale=spec.scale, version=__version__)
         numbers.to_csv(path, index=False, float_format="%.6g")

@@ -7,23 +7,25 @@ batch, so that reading copies nothing. The manifest is written last and says wha
 import json
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nme.data.prepared import DATASET_FILES, class_balanced, sha256, with_label_noise
 from nme.datasets import DATASETS
 from nme.datasets.base import Places, Split
-from nme.errors import NmeError, unknown
+from nme.errors import NmeError
+from nme.grid.specs import PrepareSpec
 from nme.outputs.files import atomic
 
 
-def prepare(spec: dict, places: Places, folder: Path, threads: int = 1) -> None:
+def prepare(spec: PrepareSpec, places: Places, folder: Path, threads: int = 1) -> None:
     """Find, verify, take the subset of, and convert a dataset.
 
     A streamed one becomes shards, see ``prepare_shards``.
 
     Args:
-        spec: ``grid.specs.dataset_spec``.
+        spec: which dataset, and which part of it.
         places: where to look for it.
         folder: gets train.arrow, test.arrow and manifest.json.
         threads: processes that convert a streamed dataset.
@@ -31,29 +33,32 @@ def prepare(spec: dict, places: Places, folder: Path, threads: int = 1) -> None:
     Raises:
         NmeError: it is missing or damaged, or has too few examples for the subset.
     """
-    if spec["source"] not in DATASETS:
-        raise NmeError(unknown("dataset", spec["source"], DATASETS))
-    dataset = DATASETS[spec["source"]]()
+    dataset = DATASETS[spec.source]()
+    sizes = {"train": spec.train, "test": spec.test}
     if dataset.streamed:
-        from nme.data.write_shards import prepare_shards
+        from nme.data.write_shards import Subset, prepare_shards
 
-        return prepare_shards(dataset, spec, places, folder, threads)
+        assert spec.short_side, "PrepareSpec checks it"
+        assert spec.quality, "PrepareSpec checks it"
+        subset = Subset(spec.dataset, sizes, spec.short_side, spec.quality)
+        return prepare_shards(dataset, subset, spec.as_json(), places, folder, threads)
     try:
         raw = dataset.read(places)
     except NmeError as error:
         raise NmeError(f"{dataset.name}: {error}") from None
     dataset.check(raw)
-    manifest = {"spec": spec, "source": raw.source, "shape": dataset.shape, "classes": dataset.classes, "splits": {}}
+    manifest: dict[str, Any] = {"spec": spec.as_json(), "source": raw.source, "shape": dataset.shape}
+    manifest |= {"classes": dataset.classes, "splits": {}}
     files = [folder / file for file in DATASET_FILES.values()]
     for file in files:  # an older manifest must not describe new data
         file.unlink(missing_ok=True)
     try:
         for name, split in (("train", raw.train), ("test", raw.test)):
             classes = len(dataset.classes)
-            chosen = class_balanced(split.labels, spec[name], classes, f"datasets.{spec['dataset']}.{name}")
+            chosen = class_balanced(split.labels, sizes[name], classes, f"datasets.{spec.dataset}.{name}")
             labels = split.labels
             if name == "train":
-                labels = with_label_noise(labels, spec["label_noise"], classes)
+                labels = with_label_noise(labels, spec.label_noise, classes)
                 manifest["wrong_labels"] = int((labels != split.labels)[chosen].sum())
                 manifest |= _statistics(split.inputs[chosen])
             split = Split(split.inputs[chosen], labels[chosen])

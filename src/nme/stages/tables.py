@@ -9,17 +9,18 @@ import pyarrow as pa
 
 from nme.grid.cells import Cell, jobs_of_seeds
 from nme.grid.paths import measured_path, metrics_path
+from nme.grid.specs import TableSpec
 from nme.outputs import parquet
 from nme.outputs.provenance import provenance
 
 FRONT = ["recipe", "panel", "activation", "method", "strength", "seed"]
 
 
-def collect(spec: dict, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
+def collect(spec: TableSpec, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
     """The final epoch of every member of the cells; or, where the figure measures, every measured value.
 
     Args:
-        spec: ``grid.specs.table_spec``.
+        spec: the cells, their seeds, and titles of panels.
         root: the folder that has results/.
 
     Returns:
@@ -31,17 +32,17 @@ def collect(spec: dict, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
         NmeError: a file is missing or damaged.
     """
     frames, seconds, versions = [], 0.0, Counter()
-    path_of = measured_path if spec["measured"] else metrics_path
-    for path in spec["cells"]:
+    path_of = measured_path if spec.measured else metrics_path
+    for path in spec.cells:
         cell = Cell.from_path(path)
-        recipe = spec["recipes"][cell.recipe]
-        for seeds in jobs_of_seeds(spec["seeds"], recipe["seeds_per_job"]):
-            table, record = parquet.read(root / path_of(spec["scale"], cell, seeds))
+        recipe = spec.recipes[cell.recipe]
+        for seeds in jobs_of_seeds(spec.seeds, recipe.seeds_per_job):
+            table, record = parquet.read(root / path_of(spec.scale, cell, seeds))
             rows = table.to_pandas()
-            if not spec["measured"]:
+            if not spec.measured:
                 rows = rows.sort_values(["seed", "epoch"]).groupby("seed").tail(1)
             fields = {**vars(cell), "strength": float(cell.strength)}
-            frames.append(rows.assign(**fields, panel=recipe["title"], chance=recipe["chance"]))
+            frames.append(rows.assign(**fields, panel=recipe.title, chance=recipe.chance))
             seconds += record["seconds"]
             versions[f"nme {record['nme']}, torch {record['torch']}, {record['device']}"] += 1
     found = pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
@@ -50,14 +51,14 @@ def collect(spec: dict, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
     return found[[*FRONT, *found.columns.difference(FRONT, sort=False)]], summary
 
 
-def write_table(spec: dict, output: Path) -> None:
+def write_table(spec: TableSpec, output: Path) -> None:
     """Collect a figure's table and write it.
 
     Args:
-        spec: ``grid.specs.table_spec``.
+        spec: the cells, their seeds, and titles of panels.
         output: the parquet file.
     """
     began = time.monotonic()
     table, summary = collect(spec)
-    record = provenance(spec, time.monotonic() - began, **summary)
+    record = provenance(spec.as_json(), time.monotonic() - began, **summary)
     parquet.write(pa.Table.from_pandas(table, preserve_index=False), output, record)

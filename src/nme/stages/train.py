@@ -10,11 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from nme.config.messages import check
-from nme.config.scale import Recipe
 from nme.data.load import load
 from nme.errors import Interrupted, NmeError
-from nme.grid.cells import Cell
+from nme.grid.specs import TrainSpec
 from nme.methods import METHODS
 from nme.outputs import parquet
 from nme.outputs.provenance import provenance, spec_hash
@@ -43,7 +41,7 @@ Report = Callable[[dict], None]
 
 
 def train(
-    spec: dict,
+    spec: TrainSpec,
     manifest: Path,
     output: Path,
     device: torch.device,
@@ -54,10 +52,10 @@ def train(
     """Train every member of ``spec`` and write their metrics, one row a member and epoch (``COLUMNS``).
 
     Args:
-        spec: ``grid.specs.train_spec``.
+        spec: the cell, its recipe and its seeds.
         manifest: of the prepared dataset.
         output: the parquet file; ``resume.pt`` beside it keeps the state of a stopped job, and the folder
-            ``snapshots`` the networks at the fractions ``spec["snapshots"]`` of the training.
+            ``snapshots`` the networks at the fractions ``spec.snapshots`` of the training.
         device: where to train.
         checkpoint_seconds: how often the state is saved.
         report: called with each finished epoch's row.
@@ -68,17 +66,16 @@ def train(
         Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
     began = time.monotonic()
-    recipe = check(Recipe, spec["recipe"], "recipe")
-    cell = Cell.of("recipe", spec["activation"], spec["method"], spec["strength"])
+    recipe, settings = spec.recipe, spec.as_json()
     data, test, described = load(manifest, device, recipe.resolution, recipe.threads)
     if described["spec"]["dataset"] != recipe.dataset:
         raise NmeError(f"{manifest}: is of '{described['spec']['dataset']}', the recipe wants '{recipe.dataset}'")
-    method, strength, classes = METHODS.parse(cell.method), float(cell.strength), len(described["classes"])
-    job = Job(recipe, cell.activation, method, strength, data, test, classes, device)
+    method, strength, classes = METHODS.parse(spec.method), float(spec.strength), len(described["classes"])
+    job = Job(recipe, spec.activation, method, strength, data, test, classes, device)
     if job.steps_per_epoch == 0:
         raise NmeError(f"batch_size is {recipe.batch_size} (allowed: up to {len(data.labels)}, the training examples)")
     identity = {
-        "settings": spec_hash(spec),
+        "settings": spec_hash(settings),
         "data": spec_hash(described["splits"]),
         "device": device.type,
         "version of PyTorch": str(torch.__version__),
@@ -92,10 +89,10 @@ def train(
     rows, earlier, devices = (state["rows"], state["seconds"], state["devices"]) if state else ([], 0.0, [])
     devices = list(dict.fromkeys([*devices, device_name(device)]))  # a job may go on elsewhere
     steps = recipe.epochs * job.steps_per_epoch
-    snapshots = Snapshots(output.with_name("snapshots"), spec["snapshots"], steps, state is None) if first else None
+    snapshots = Snapshots(output.with_name("snapshots"), spec.snapshots, steps, state is None) if first else None
     done = {row["seed"] for row in rows}
     with StopRequest() as stop:
-        for seed in spec["seeds"]:
+        for seed in spec.seeds:
             if seed in done:
                 continue
             member = Member(job, seed)
@@ -121,7 +118,7 @@ def train(
     if not first:
         return
     record = provenance(
-        spec,
+        settings,
         earlier + time.monotonic() - began,
         torch=str(torch.__version__),
         device=", then ".join(devices),

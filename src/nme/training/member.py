@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.optim.sgd import sgd
 
 from nme.activations import ACTIVATIONS
-from nme.config.scale import Recipe
+from nme.config.scale import Training
 from nme.data.examples import Examples
 from nme.data.in_memory import Data
 from nme.derivatives import taylor, vectors
@@ -37,7 +37,7 @@ EVALUATION_BATCH = 500
 class Job:
     """What the members of one job share."""
 
-    recipe: Recipe
+    recipe: Training
     activation: str
     method: Method
     strength: float
@@ -94,7 +94,7 @@ def compiled(update: Callable) -> Callable:
     return torch._dynamo.config.patch(trace_autograd_ops=True)(torch.compile(update))
 
 
-def learning_rate(recipe: Recipe, progress: float) -> float:
+def learning_rate(recipe: Training, progress: float) -> float:
     """Linear warm-up, then a cosine to 0 (docs/theory.md, §6.1).
 
     Args:

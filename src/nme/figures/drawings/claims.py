@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from nme.figures import style
+from nme.grid.specs import PlotSpec
 
 COLOURS = {"supported": "#009E73", "not supported": "#D55E00", "inconclusive": "#7F7F7F"}
 WIDEST = 100  # effects and intervals beyond leave the axis; the numbers are beside it
@@ -16,7 +17,7 @@ WIDEST = 100  # effects and intervals beyond leave the axis; the numbers are bes
 SENTENCE, NAME, PER_RECIPE = 1.1, 0.45, 0.31
 
 
-def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
+def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
     """One row per contrast in the order of the claims; the grey band is ±δ, the smallest effect of interest."""
     smallest = record["spec"]["smallest_effect"]
     contrasts = table.drop_duplicates(["claim", "contrast"])[["claim", "contrast"]].to_records(index=False).tolist()
@@ -53,7 +54,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
     _legend(figure, table, {markers[recipe]: title for recipe, title in recipes.items()})
     style.footer(
         figure,
-        f"scale {spec['scale']}",
+        f"scale {spec.scale}",
         f"paired over {table['seeds'].max()} seeds",
         "thick: 95 % t-interval, thin: simultaneous",
         f"grey: ±{smallest['points']:g} points, the smallest effect of interest (of a trace {smallest['percent']:g} %)",

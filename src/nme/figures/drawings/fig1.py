@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from nme.activations import ACTIVATIONS, Activation
 from nme.figures import style
+from nme.grid.specs import PlotSpec
 
 BOUNDARY = "#0072B2"
 LOSS_MAP = ListedColormap(colormaps["Greys"](np.linspace(0, 0.6, 256)))  # lines stay visible on it
@@ -16,7 +17,7 @@ NME_MAP = "YlOrBr"
 LEVELS = 14  # of the loss, at equal steps of |z − y|
 
 
-def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
+def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
     """Draw a row for each activation: the loss left, the norm of the two weights' block of N right."""
     names = list(dict.fromkeys(table["activation"]))
     figure = Figure(figsize=(style.COLUMN, (3.4 * len(names) + 2.6) * style.CM))

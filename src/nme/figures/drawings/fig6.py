@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from nme.activations import ACTIVATIONS
 from nme.figures import style
 from nme.figures.curves import over_seeds
+from nme.grid.specs import PlotSpec
 
 # Before training is grey, after it is black: neither an activation's colour nor a method's.
 LOOKS = {
@@ -14,7 +15,7 @@ LOOKS = {
 }
 
 
-def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
+def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
     """Fraction of φ'' that are not zero (%) against β, over all hidden units and a fixed part of the training data."""
     whole = table[(table["quantity"] == "second_derivatives") & (table["layer"] == "")]
     whole = whole.assign(
@@ -39,7 +40,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
     style.legend(figure, grid)
     seeds = record["spec"]["seeds"]
     interval = f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}"
-    facts = (f"scale {spec['scale']}", interval, "plain SGD", "training data, eval mode")
+    facts = (f"scale {spec.scale}", interval, "plain SGD", "training data, eval mode")
     style.footer(figure, *facts, x_label="β of β-GELU")
     names = {"mean": "nonzero_percent", "low": "ci95_low", "high": "ci95_high"}
     return figure, points.drop(columns="diverged").rename(columns=names)

@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 
 from nme.activations import ACTIVATIONS
 from nme.figures import style
+from nme.grid.specs import PlotSpec
 
 COLOURS = {False: "#0072B2", True: "#D55E00"}  # by whether training labels are random
 WIDEST = 100  # intervals beyond leave the axis
@@ -24,7 +25,7 @@ ANGLES = (45, 135, 315, 225, 90, 270, 0, 180, 22, 158, 338, 202, 67, 113, 247, 2
 PLACES = [(distance, angle) for distance in (3, 4, 5.5, 7.5, 10, 13, 17, 22, 28, 35, 44, 55) for angle in ANGLES]
 
 
-def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
+def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
     """A panel per contrast, with its dependence on the share; a number, a colour and a shape per recipe."""
     contrasts = [own for _, own in table.groupby(["claim", "contrast"], sort=False)]
     looks, rows = _looks(table), _legend_rows(table)
@@ -48,7 +49,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
     seeds, activation = table["seeds"].max(), ACTIVATIONS.parse(record["spec"]["shares"]["activation"])
     style.footer(
         figure,
-        f"scale {spec['scale']}",
+        f"scale {spec.scale}",
         f"95 % t-intervals over {seeds} seed{'s' if seeds > 1 else ''}",
         "up: as the paper says",
         f"grey: ±{smallest:g} points, the smallest effect of interest",

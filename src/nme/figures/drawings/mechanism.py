@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from nme.activations import ACTIVATIONS
 from nme.figures import style
 from nme.figures.curves import over_seeds
+from nme.grid.specs import PlotSpec
 
 LOOKS = {
     "H": ("o", "Hĝ"),
@@ -20,7 +21,7 @@ STATISTICS = {"share": "share of ‖Hĝ‖", "cosine": "cosine with ĝ"}
 PLACE = ["recipe", "panel", "activation", "at", "statistic", "operator"]
 
 
-def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
+def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
     """Columns: shares of ‖Hĝ‖, and cosines with ĝ. A colour per operator, a line style per activation."""
     means = table[(table["quantity"] == "update_shares") & (table["probe"] == -1)]
     points = over_seeds(means.dropna(subset="value").assign(diverged=False), PLACE, "value")
@@ -33,7 +34,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
         axes.axhline(0, color="0.6", linewidth=0.6, zorder=1)
         for (operator, activation), line in here.groupby(["operator", "activation"], sort=False):
             marker, label = LOOKS[operator]
-            look = {"color": spec["colours"][operator], "linestyle": dashes[activation]}
+            look = {"color": spec.colours[operator], "linestyle": dashes[activation]}
             line = line.sort_values("at")
             axes.fill_between(line["at"], line["low"], line["high"], color=look["color"], alpha=0.15, linewidth=0)
             axes.plot(line["at"], line["mean"], **look, marker=marker, markersize=2.2, label=label)
@@ -52,7 +53,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
     seeds = record["spec"]["seeds"]
     style.footer(
         figure,
-        f"scale {spec['scale']}",
+        f"scale {spec.scale}",
         f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}",
         *(["fewer after a seed has diverged"] if points["members"].min() < seeds else []),
         "plain SGD",

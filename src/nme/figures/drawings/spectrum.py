@@ -9,12 +9,13 @@ from nme.activations import ACTIVATIONS
 from nme.figures import style
 from nme.figures.curves import over_seeds
 from nme.figures.drawings.traces import MARKERS
+from nme.grid.specs import PlotSpec
 
 PLACE = ["recipe", "panel", "activation"]
 LINES = {"share": "solid: ‖N‖$_F$ / ‖H‖$_F$", "blocks": "dashed: its diagonal blocks"}
 
 
-def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
+def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
     """Rows: share of the NME, extreme eigenvalues, spectral density at the end of the training."""
     shares = over_seeds(_shares(table).assign(diverged=False), [*PLACE, "quantity", "step"], "value")
     extremes = over_seeds(_extremes(table).assign(diverged=False), [*PLACE, "quantity", "operator", "step"], "value")
@@ -23,9 +24,9 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
     grid = figure.subplots(3, len(places), squeeze=False)
     for place, (top, middle, bottom) in zip(places, grid.T, strict=True):
         top.set_title(f"{place['panel']}\n{ACTIVATIONS.parse(place['activation']).full_label}")
-        _draw_shares(top, _at(shares, place), spec["colours"]["N"])
-        _draw_extremes(middle, _at(extremes, place), spec["colours"])
-        _draw_densities(bottom, _at(table, place), spec["colours"])
+        _draw_shares(top, _at(shares, place), spec.colours["N"])
+        _draw_extremes(middle, _at(extremes, place), spec.colours)
+        _draw_densities(bottom, _at(table, place), spec.colours)
     for row in grid:
         for axes in row[1:]:
             axes.sharey(row[0])
@@ -37,7 +38,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
     seeds, measured = record["spec"]["seeds"], f"{' · '.join(LINES.values())}"
     style.footer(
         figure,
-        f"scale {spec['scale']}",
+        f"scale {spec.scale}",
         f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}",
         "plain SGD",
         "training data, eval mode",

@@ -5,12 +5,13 @@ from matplotlib.figure import Figure
 
 from nme.figures import style
 from nme.figures.curves import over_seeds
+from nme.grid.specs import PlotSpec
 from nme.methods import METHODS
 
 MARKERS = {"H": "o", "G": "s", "N": "^"}
 
 
-def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.DataFrame]:
+def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
     """The mean trace over probes, then mean and interval over seeds; the vertical axis is linear near 0."""
     by = ["recipe", "panel", "method", "strength", "seed", "step", "operator"]
     traces = table[table["quantity"] == "traces"].groupby(by, as_index=False, sort=False)["value"].mean()
@@ -24,7 +25,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
                 axis=1
             )
         ]
-        for symbol, colour in spec["colours"].items():
+        for symbol, colour in spec.colours.items():
             line = here[here["operator"] == symbol].sort_values("step")
             axes.fill_between(line["step"], line["low"], line["high"], color=colour, alpha=0.18, linewidth=0)
             axes.plot(line["step"], line["mean"], color=colour, marker=MARKERS[symbol], label=f"tr {symbol}")
@@ -44,7 +45,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
     gone = points["members"].min() < seeds
     style.footer(
         figure,
-        f"scale {spec['scale']}",
+        f"scale {spec.scale}",
         f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}",
         *(["fewer after a seed has diverged"] if gone else []),
         "training data, eval mode",
