@@ -32,7 +32,7 @@ def each_activation_and_place(names, places, kinds=KINDS, genuine=False):
     """Parametrize a test by ``activation`` and the ``names`` of a place: a network, with batch norm or without.
 
     Every activation in the first place, and one of each kind in every place: a network applies its activation entry by
-    entry and knows nothing of it but its derivatives, so no pair can fail where these pass.
+    entry and knows nothing of it but its derivatives, so a fault of either shows in one of these pairs.
     """
     cases = [
         (activation, *place)
