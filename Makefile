@@ -32,13 +32,14 @@ publish: all
 	find figures -name '*.csv' ! -name fig1.csv -exec cp {} $(KEPT) \;
 
 test: .venv/installed-dev
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup $(PYTEST)
+	$(BIN)/pytest --numprocesses 2 $(PYTEST)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+	$(BIN)/lint-imports
 	$(BIN)/codespell
 
 bench: .venv/installed-dev
@@ -49,27 +50,30 @@ bench: .venv/installed-dev
 # the container image of all jobs, where Apptainer is installed
 image: .venv/installed
 	apptainer build --force containers/nme-$$($(BIN)/python -c 'import nme; print(nme.__version__)').sif containers/nme.def \
-	  || { echo "make image: failed; README.md, 'The image', says how to go on"; exit 1; }
+	  || { echo "make image: failed; docs/cluster.md#the-image says what to do"; exit 1; }
 
-# the exact versions that the image installs, from pyproject.toml
-lock: .venv/installed
-	$(BIN)/python containers/lock.py
+# requirements.lock: the exact versions that `make`, the image and CI install, for every Python and system in one file.
+# Those in it stay as long as pyproject.toml allows them; UPGRADE='--upgrade' or '--upgrade-package torch' moves them.
+lock: .venv/installed-dev
+	$(BIN)/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+	  --no-annotate --custom-compile-command 'make lock' --extra workflow pyproject.toml --output-file requirements.lock
 
-# the JSON schemas of the configuration, from src/nme/config.py
+# the JSON schemas of the configuration, from src/nme/config
 schemas: .venv/installed
-	$(BIN)/python -m nme.config workflow/schemas
+	$(BIN)/python -m nme.config.schemas workflow/schemas
 
 # delete every result of every scale; keep the environment and what was downloaded
 clean:
 	find results figures -mindepth 1 -maxdepth 1 ! -name downloads ! -name .gitkeep -exec rm -r {} +
 	rm -rf logs .snakemake
 
-# ---- the environment: made once, and again when pyproject.toml changes
+# ---- the environment: made once, and again when pyproject.toml or the lock file changes
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"nme needs Python 3.11 or newer; this is {v.major}.{v.minor}. Set PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --editable .
 	@touch $@
 
 .venv/installed-dev: .venv/installed

@@ -7,8 +7,10 @@ batches on the CPU, with two worker processes where images are decoded; they run
 goes into docs/benchmarks.md.
 """
 
-# Before torch, as in all that nme does: it asks for huge pages. Both tools get them here.
-import nme  # noqa: F401, I001
+# Before torch, as the `nme` command does: PyTorch then asks for huge pages. Both tools get them here.
+import os
+
+os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
 
 import statistics
 import sys
@@ -21,9 +23,10 @@ import torch
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from nme import batches
-from nme.datasets import Places
-from nme.prepare import prepare
+from nme.data.in_memory import Data
+from nme.data.load import load
+from nme.datasets.base import Places
+from nme.stages.prepare import prepare
 
 REPEATS = 5
 WORKERS = 2
@@ -32,7 +35,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 CPU = torch.device("cpu")
 
 
-def ours(data: batches.Data, augment: str) -> Iterator[int]:
+def ours(data: Data, augment: str) -> Iterator[int]:
     """An epoch of ours, as a training reads it: the sizes of its batches."""
     order = data.order(torch.Generator().manual_seed(0))
     stream = torch.Generator().manual_seed(0)
@@ -60,11 +63,11 @@ def speeds(tools: dict[str, Callable[[], Iterator[int]]]) -> dict[str, float]:
     return {name: statistics.median(values[1:]) for name, values in found.items()}  # the first warms up
 
 
-def prepared(spec: dict, folder: Path, output: Path) -> batches.Data:
+def prepared(spec: dict, folder: Path, output: Path) -> Data:
     """The training split, as the prepare stage leaves it."""
     whole = {"source": spec["dataset"], "train": None, "label_noise": 0.0, "version": 1}
     prepare({**whole, **spec}, Places((folder,)), output, threads=1)
-    return batches.load(output / "manifest.json", CPU, 224, WORKERS)[0]
+    return load(output / "manifest.json", CPU, 224, WORKERS)[0]
 
 
 def main(folder: Path) -> None:

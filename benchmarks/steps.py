@@ -15,6 +15,7 @@ writes nothing.
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -77,11 +78,12 @@ def member_of(network: str, variant: str = "eager"):
     """A network in training on random inputs of the right shape."""
     import torch
 
-    from nme.batches import Data
-    from nme.config import Recipe, check
+    from nme.config.messages import check
+    from nme.config.scale import Recipe
+    from nme.data.in_memory import Data
     from nme.datasets import DATASETS
     from nme.methods import METHODS
-    from nme.train import Job, Member
+    from nme.training.member import Job, Member
 
     settings = RECIPES[network]
     shape = SHAPES.get(network, DATASETS[settings["dataset"]].shape)
@@ -225,7 +227,7 @@ def measured(network: str, repeats: int, variants: list[str]) -> list[dict]:
     """A row a case, without memory; in this process."""
     from operations import counted, forward_operations, limits
 
-    from nme.device import prepare_device
+    from nme.runtime.device import prepare_device
 
     prepare_device("cpu", 1)
     steps = steps_of(network, cases(network, variants))
@@ -252,7 +254,7 @@ def peak_mib(network: str, case: Case) -> float:
     """Peak memory of two steps beyond that of before, in this process."""
     import resource
 
-    from nme.device import prepare_device
+    from nme.runtime.device import prepare_device
 
     prepare_device("cpu", 1)
     step = steps_of(network, [case])[case]
@@ -268,7 +270,8 @@ def in_a_process(*arguments: str):
     This process has not imported torch: a child's peak memory starts at what its parent holds.
     """
     command = [sys.executable, "-W", "ignore::FutureWarning", __file__, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}  # as the `nme` command sets it
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -343,8 +346,8 @@ def main() -> None:
     import pyarrow as pa
     from steps_figure import draw
 
-    from nme import parquet
-    from nme.provenance import provenance
+    from nme.outputs import parquet
+    from nme.outputs.provenance import provenance
 
     settings = {"repeats": options.repeats, "activation": ACTIVATION, "strength": STRENGTH}
     record = provenance(settings, time.monotonic() - began, **versions())

@@ -13,11 +13,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MultipleLocator
 from page import ROOT, milliseconds
 
-from nme import parquet
-from nme.config import Style, check, read_yaml
+from nme.config.messages import check
+from nme.config.project import Style, read_yaml
 from nme.figures import style
-from nme.files import atomic
 from nme.methods import METHODS
+from nme.outputs import parquet
+from nme.outputs.files import atomic
 
 WIDTH = 2 * style.COLUMN  # both columns of a page
 # Methods that differ in an estimator share a colour.

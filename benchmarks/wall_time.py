@@ -23,8 +23,8 @@ from pathlib import Path
 
 from page import ROOT, markdown_table, processor, replace_section
 
-from nme import parquet
-from nme.config import Project, load_project, read_yaml
+from nme.config.project import Project, load_project, read_yaml
+from nme.outputs import parquet
 
 TIMESTAMP = "%a %b %d %H:%M:%S %Y"
 RESULTS = {"train": "metrics.parquet", "measure": "measured.parquet"}
@@ -138,15 +138,16 @@ def evaluation_seconds(project: Project, root: Path, recipe_name: str) -> float:
     """Of one evaluation on the test set, now, in this process."""
     import torch
 
-    from nme import batches, grid
+    from nme.data.load import load
+    from nme.grid.paths import dataset_files
     from nme.methods import METHODS
-    from nme.train import Job, Member
+    from nme.training.member import Job, Member
 
     recipe = project.scale.recipes[recipe_name]
     torch.set_num_threads(recipe.threads)
     cpu = torch.device("cpu")
-    manifest = root / grid.dataset_files(project, recipe_name)["manifest"]
-    data, test, described = batches.load(manifest, cpu, recipe.resolution, recipe.threads)
+    manifest = root / dataset_files(project, recipe_name)["manifest"]
+    data, test, described = load(manifest, cpu, recipe.resolution, recipe.threads)
     member = Member(Job(recipe, "gelu", METHODS.parse("sgd"), 0.0, data, test, len(described["classes"]), cpu), seed=0)
     return median_seconds(member.evaluate, 9)
 
@@ -178,8 +179,14 @@ def starts(root: Path, scale: str) -> list[tuple[str, float]]:
     return [
         ("Python alone", median_seconds(python("-c", "pass"))),
         ("`import torch`", median_seconds(python("-c", "import torch"))),
-        ("all that `nme train` imports", median_seconds(python("-c", "import nme.cli, nme.progress, nme.train"))),
-        ("all that `nme measure` imports", median_seconds(python("-c", "import nme.cli, nme.curvature, nme.measure"))),
+        (
+            "all that `nme train` imports",
+            median_seconds(python("-c", "import nme.cli, nme.training.progress, nme.stages.train")),
+        ),
+        (
+            "all that `nme measure` imports",
+            median_seconds(python("-c", "import nme.cli, nme.curvature, nme.stages.measure")),
+        ),
         ("all that `nme plot` imports", median_seconds(python("-c", "import nme.cli, nme.figures.curves"))),
         ("`nme --version`", median_seconds(python("-m", "nme.cli", "--version"))),
         ("`snakemake --version`", median_seconds(command(*snakemake[:3], "--version"))),
@@ -257,7 +264,7 @@ def main() -> None:
     train, measure = read_stage(root, scale, "train"), read_stage(root, scale, "measure")
     run = latest_runs(root, scale, train.jobs)
     evaluation = sum(n * evaluation_seconds(project, root, recipe) for recipe, n in train.evaluations.items())
-    text = section(run, train, measure, evaluation, starts(root, scale), imports("nme.train"))
+    text = section(run, train, measure, evaluation, starts(root, scale), imports("nme.stages.train"))
     replace_section("wall time", f"Scale {scale}. {text}")
     print(text)
 

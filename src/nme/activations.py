@@ -1,4 +1,4 @@
-"""Activation functions, each with its value and its first and second derivative (paper.md §2).
+"""Activation functions, each with its value and its first and second derivative (docs/theory.md, §5.1).
 
 To add one: write a class with ``value``, ``first`` and ``second`` and decorate it. Configurations, paths, figures
 and tests pick it up from the registry.
@@ -52,19 +52,11 @@ class Activation(Named):
             return torch.autograd.grad(self.second(leaf).sum(), leaf)[0]
 
     def diminished(self) -> Activation:
-        """The twin with the same value and first derivative, and second derivative 0.
+        """The twin with the same value and first derivative, and second derivative 0 (docs/theory.md, §5.4).
 
         It is the activation itself where φ'' is 0 already: override this if ``piecewise_linear`` does not say so.
         """
         return self if self.piecewise_linear else Diminished(self)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """φ(x), differentiable at least twice with exactly ``first`` and ``second``."""
-        if self.genuine:
-            return self.value(x)
-        from nme.prescribed import Prescribed
-
-        return Prescribed.apply(x, self)
 
 
 def _pdf(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from nme import __version__
 from nme.errors import Interrupted, NmeError
 
 if TYPE_CHECKING:
-    from nme.config import Project
+    from nme.config.project import Project
 
 app = typer.Typer(
     help=__doc__,
@@ -47,9 +47,9 @@ def _settings(text: str, *keys: str) -> dict:
 @contextmanager
 def _alone(settings: dict, output: Path) -> Iterator[bool]:
     """Inside, no other process makes ``output``; True if another one did while this one waited for it."""
-    from nme import parquet
-    from nme.locks import lock_of, one_at_a_time
-    from nme.provenance import spec_hash
+    from nme.outputs import parquet
+    from nme.outputs.locks import lock_of, one_at_a_time
+    from nme.outputs.provenance import spec_hash
 
     with one_at_a_time(lock_of(output), lambda text: print(text, file=sys.stderr, flush=True)) as waited:
         made = waited and output.exists() and parquet.read_record(output)["spec_sha256"] == spec_hash(settings)
@@ -76,8 +76,8 @@ def prepare(
     threads: Annotated[int, typer.Option(help="Processes that convert a streamed dataset.")] = 1,
 ) -> None:
     """Find, verify and convert a dataset; of a streamed one, run it again to continue a job that was stopped."""
-    from nme.datasets import Places
-    from nme.prepare import prepare
+    from nme.datasets.base import Places
+    from nme.stages.prepare import prepare
 
     if data_dir is not None and not data_dir.expanduser().is_dir():
         inside = "; inside the image a folder outside of the project is seen only with --bind (profiles/slurm)"
@@ -97,11 +97,12 @@ def train(
     checkpoint_seconds: Annotated[float, typer.Option(help="How often the state is saved.")] = 60,
 ) -> None:
     """Train the members of one cell; run it again to continue a job that was stopped."""
-    from nme import processes
-    from nme.config import Recipe, check
-    from nme.device import prepare_device
-    from nme.progress import training_progress
-    from nme.train import train
+    from nme.config.messages import check
+    from nme.config.scale import Recipe
+    from nme.runtime import processes
+    from nme.runtime.device import prepare_device
+    from nme.stages.train import train
+    from nme.training.progress import training_progress
 
     settings = _settings(spec, "recipe", "activation", "method", "strength", "seeds", "snapshots")
     recipe = check(Recipe, settings["recipe"], "recipe")
@@ -137,8 +138,8 @@ def measure(
     device: Annotated[str, typer.Option(envvar="NME_DEVICE", help="cpu, cuda or auto.")] = "cpu",
 ) -> None:
     """Measure the networks that a training job kept."""
-    from nme.device import prepare_device
-    from nme.measure import measure
+    from nme.runtime.device import prepare_device
+    from nme.stages.measure import measure
 
     settings = _settings(spec, "recipe", "activation", "seeds", "quantities", "examples")
     chosen = prepare_device(device, settings["recipe"]["threads"])
@@ -150,8 +151,8 @@ def measure(
 @app.command()
 def landscape(spec: Spec, output: Output) -> None:
     """Measure loss and NME over two weights of a small network (Figure 1)."""
-    from nme.curvature.landscape import landscape
-    from nme.device import prepare_device
+    from nme.runtime.device import prepare_device
+    from nme.stages.landscape import landscape
 
     prepare_device("cpu", threads=1)
     landscape(_settings(spec, "activation", "widths", "points", "half_width", "seed"), output)
@@ -160,7 +161,7 @@ def landscape(spec: Spec, output: Output) -> None:
 @app.command()
 def tables(spec: Spec, output: Output) -> None:
     """Collect the final metrics of a figure's cells, one row a member; or what was measured on them."""
-    from nme.tables import write_table
+    from nme.stages.tables import write_table
 
     write_table(_settings(spec, "scale", "seeds", "recipes", "cells", "measured"), output)
 
@@ -169,11 +170,12 @@ def tables(spec: Spec, output: Output) -> None:
 def claims(
     spec: Spec,
     output: Annotated[Path, typer.Option(help="The parquet file; the same table as .md and .html goes beside it.")],
+    tables: Annotated[list[Path], typer.Argument(help="Tables of the figures that it is about, each FIGURE.parquet.")],
 ) -> None:
     """Decide which of the paper's claims hold here."""
-    from nme.claims import write_claims
+    from nme.stages.claims import write_claims
 
-    write_claims(_settings(spec, "scale", "smallest_effect", "claims"), output)
+    write_claims(_settings(spec, "scale", "smallest_effect", "claims"), tables, output)
 
 
 @app.command("map")
@@ -183,7 +185,7 @@ def effects_map(
     tables: Annotated[list[Path], typer.Argument(help="Tables of the figures it is made from, each FIGURE.parquet.")],
 ) -> None:
     """Set the effects of claims on each recipe against the share of the NME in the penalty's update."""
-    from nme.map import write_map
+    from nme.stages.map import write_map
 
     write_map(_settings(spec, "scale", "smallest_effect", "claims", "shares", "recipes"), tables, output)
 
@@ -195,7 +197,7 @@ def plot(
     output: Annotated[Path, typer.Option(help="The PDF; a PNG and a CSV of the plotted numbers go beside it.")],
 ) -> None:
     """Draw a figure."""
-    from nme.figures import plot
+    from nme.stages.plot import plot
 
     plot(_settings(spec, "figure"), table, output)
 
@@ -210,7 +212,7 @@ def status(
     from rich.console import Console
     from rich.table import Table
 
-    from nme.status import status
+    from nme.grid.status import status
 
     project = _project(config, scale)
     states = ("done", "running", "failed")
@@ -236,7 +238,7 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from nme.plan import plan
+    from nme.grid.plan import plan
 
     project = _project(config, scale)
     found = plan(project)
@@ -258,7 +260,7 @@ def plan(
 
 def _planned_device(project: "Project", device: str | None) -> str:
     from nme.errors import unknown
-    from nme.plan import SPEED
+    from nme.grid.plan import SPEED
 
     chosen = device or ("cpu" if project.config.device == "cpu" else "cuda")
     if chosen not in SPEED:
@@ -267,7 +269,7 @@ def _planned_device(project: "Project", device: str | None) -> str:
 
 
 def _project(config: Path, scale: str | None) -> "Project":
-    from nme.config import load_project, read_yaml
+    from nme.config.project import load_project, read_yaml
 
     values = read_yaml(config) or {}
     if scale and isinstance(values, dict):
@@ -277,6 +279,9 @@ def _project(config: Path, scale: str | None) -> "Project":
 
 def main() -> None:
     """Entry point: a mistake in the input is one message and exit code 2, a stopped job is exit code 75."""
+    # Large tensors in huge pages, where the system has them: small ones cost a third of a loader's time. PyTorch reads
+    # this before its first tensor.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     gc.set_threshold(100_000)  # else a tenth of the time to import torch goes into looking through what it makes
     try:
         app()

@@ -1,11 +1,12 @@
-"""Training methods: what one update uses in place of the gradient g (paper.md §3).
+"""Training methods: what one update uses in place of the gradient g (docs/theory.md, §6).
 
 To add one: write a class with ``update`` and decorate it. Configurations, paths, figures and tests pick it up.
 
 Weight decay is no business of a method: it acts on the update, outside L, and enters neither ĝ nor the penalty.
 In train mode a penalty is computed on the batch's own batch-norm statistics; running statistics are updated once a
-step, by the clean pass. A batch may be cut into parts and shared out to processes (``nme.products``): whatever a method
-computes is of the whole batch. Random numbers are drawn first, so that the rest of a step can be compiled.
+step, by the clean pass. A batch may be cut into parts and shared out to processes (``nme.derivatives.products``):
+whatever a method computes is of the whole batch. Random numbers are drawn first, so that the rest of a step can be
+compiled.
 
 This module is imported to check a configuration, where torch may be absent, so torch is imported where it computes.
 """
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from nme.products import Batch
+    from nme.derivatives.batch import Batch
 
 METHODS = Registry("training method")
 
@@ -47,7 +48,8 @@ class Method(Named):
     Attributes:
         symbol: its strength's on axes; None: it has no strength.
         has_clean_pass: whether loss, logits and gradient norm of an update are those at θ itself.
-        gradients: cost of an update in gradients (3 F), counted in a network of convolutions; for planning.
+        gradients: cost of an update in gradients (3 F), counted in a network of convolutions; for planning
+            (docs/theory.md, §6.2).
     """
 
     symbol: str | None
@@ -76,7 +78,8 @@ class Sgd(Method):
     symbol = None
 
     def update(self, model, batch, strength, noise):
-        from nme.products import batch_gradient, norm
+        from nme.derivatives.products import batch_gradient
+        from nme.derivatives.vectors import norm
 
         clean = batch_gradient(model, batch)
         return Update(clean.gradient, clean.loss, clean.logits, norm(clean.gradient))
@@ -87,7 +90,7 @@ class GradientPenalty(Method):
     """Gradient penalty L + ρ‖∇L‖^p: direction g + ρ H ĝ for p = 1, g + 2ρ H g for p = 2. Cost: 9 F.
 
     Exact, by double backward: the Hessian product carries the whole NME. Where g = 0, ĝ is taken as 0 (a subgradient).
-    ρ has the unit of a parameter for p = 1; of a parameter squared over loss for p = 2.
+    ρ has the unit of a parameter for p = 1; of a parameter squared over loss for p = 2. See docs/theory.md, §6.3.
     """
 
     name = "grad_norm"
@@ -99,7 +102,8 @@ class GradientPenalty(Method):
     def update(self, model, batch, strength, noise):
         import torch
 
-        from nme.products import batch_gradient, hessian_product, norm
+        from nme.derivatives.products import batch_gradient, hessian_product
+        from nme.derivatives.vectors import norm
 
         clean = batch_gradient(model, batch, keep_graph=True)
         size = norm(clean.gradient)
@@ -115,6 +119,7 @@ class Sam(Method):
     """SAM: the gradient after a step of length ρ uphill, ∇L(θ + ρ ĝ), ĝ from the same batch. Cost: 6 F.
 
     Where g = 0, ĝ is taken as 0. The second pass normalises with the batch's statistics and updates no running ones.
+    See docs/theory.md, §6.4.
     """
 
     name = "sam"
@@ -126,7 +131,9 @@ class Sam(Method):
     def update(self, model, batch, strength, noise):
         import torch
 
-        from nme.products import batch_gradient, displaced, frozen_statistics, norm
+        from nme.derivatives.products import batch_gradient
+        from nme.derivatives.running_statistics import frozen_statistics
+        from nme.derivatives.vectors import displaced, norm
 
         clean = batch_gradient(model, batch)
         size = norm(clean.gradient)
@@ -139,7 +146,10 @@ class Sam(Method):
 
 @METHODS.add
 class UnnormalisedSam(Sam):
-    """Unnormalised SAM: ∇L(θ + ρ g). Cost: 6 F. ρ has the unit of a parameter squared over loss."""
+    """Unnormalised SAM: ∇L(θ + ρ g). Cost: 6 F. ρ has the unit of a parameter squared over loss.
+
+    See docs/theory.md, §6.4.
+    """
 
     name = "usam"
     label = "unnormalised SAM"
@@ -150,7 +160,7 @@ class UnnormalisedSam(Sam):
 class GradientPenaltyWithoutNme(Method):
     """The gradient penalty with the NME ablated from its update: g + ρ G ĝ. Cost: 7 F.
 
-    It is no gradient of anything; where g = 0, ĝ is taken as 0.
+    It is no gradient of anything; where g = 0, ĝ is taken as 0. See docs/theory.md, §6.5.
     """
 
     name = "grad_norm_gn"
@@ -161,7 +171,8 @@ class GradientPenaltyWithoutNme(Method):
     def update(self, model, batch, strength, noise):
         import torch
 
-        from nme.products import batch_gradient, gauss_newton_product, norm
+        from nme.derivatives.products import batch_gradient, gauss_newton_product
+        from nme.derivatives.vectors import norm
 
         clean = batch_gradient(model, batch, keep_jacobian=True)
         size = norm(clean.gradient)
@@ -174,7 +185,8 @@ class GradientPenaltyWithoutNme(Method):
 class WeightNoise(Method):
     """Weight noise: ∇L(θ + σε), ε ~ N(0, I), one draw a step; E L(θ + σε) ≈ L + (σ²/2) tr H. Cost: 3 F.
 
-    There is no clean pass: the loss, the logits and the running statistics are those of the noisy one.
+    There is no clean pass: the loss, the logits and the running statistics are those of the noisy one. See
+    docs/theory.md, §6.6.
     """
 
     name = "weight_noise"
@@ -184,7 +196,8 @@ class WeightNoise(Method):
     has_clean_pass = False
 
     def update(self, model, batch, strength, noise):
-        from nme.products import batch_gradient, displaced, norm, normal
+        from nme.derivatives.products import batch_gradient
+        from nme.derivatives.vectors import displaced, norm, normal
 
         parameters = [p for p in model.parameters() if p.requires_grad]
         with displaced(parameters, normal(parameters, noise), strength**0.5):
@@ -198,6 +211,7 @@ class HessianTrace(Method):
 
     Exact third derivatives for each probe (Rademacher): uᵀHu by a forward pass in Taylor arithmetic, its gradient by
     one reverse pass. Cost: 3 F + 13 F a probe (5.33 gradients for k = 1; 7.5 by three nested reverse passes).
+    See docs/theory.md, §6.7.
     """
 
     name = "hessian_trace"
@@ -212,8 +226,9 @@ class HessianTrace(Method):
     def update(self, model, batch, strength, noise):
         import torch
 
-        from nme.products import batch_gradient, mean_over_parts, norm, rademacher
-        from nme.taylor import quadratic_form
+        from nme.derivatives.products import batch_gradient, mean_over_parts
+        from nme.derivatives.taylor import quadratic_form
+        from nme.derivatives.vectors import norm, rademacher
 
         parameters = [p for p in model.parameters() if p.requires_grad]
         probes = [rademacher(parameters, noise) for _ in range(self.k)]
@@ -233,10 +248,11 @@ class HessianTrace(Method):
 class GaussNewtonTrace(Method):
     """Gauss-Newton trace penalty L + (σ²/2) tr G, tr G estimated with k sets of labels drawn from the model.
 
-    ŷ_i ~ Cat(softmax sg z_i), constants; tr G = B·E‖ĝ‖² with ĝ = ∇(1/B)Σ ℓ(z_i, ŷ_i), since the scores are independent
-    with mean zero. Direction g + (σ²/2)·2B·H_ŷ ĝ, H_ŷ the Hessian of the loss on ŷ: the penalty's value ignores the
-    NME, its gradient carries it. As in the paper the labels are constants, so the direction leaves out that their
-    distribution moves: its mean is not ∇ tr G. Cost: 3 F + 8 F a set of labels (3.67 gradients for k = 1).
+    ŷ_i ~ Cat(softmax sg z_i), constants; tr G = B·E‖g_ŷ‖² with g_ŷ = ∇(1/B)Σ ℓ(z_i, ŷ_i), since the scores are
+    independent with mean zero. Direction g + (σ²/2)·2B·H_ŷ g_ŷ, H_ŷ the Hessian of the loss on ŷ: the penalty's value
+    ignores the NME, its gradient carries it. As in the paper the labels are constants, so the direction leaves out that
+    their distribution moves: its mean is not ∇ tr G. Cost: 3 F + 8 F a set of labels (3.67 gradients for k = 1). See
+    docs/theory.md, §6.8.
     """
 
     name = "gauss_newton_trace"
@@ -251,14 +267,10 @@ class GaussNewtonTrace(Method):
     def update(self, model, batch, strength, noise):
         import torch
 
-        from nme.products import (
-            batch_gradient,
-            drawn_labels,
-            frozen_statistics,
-            hessian_product,
-            norm,
-            uniform,
-        )
+        from nme.derivatives.cross_entropy import drawn_labels
+        from nme.derivatives.products import batch_gradient, hessian_product
+        from nme.derivatives.running_statistics import frozen_statistics
+        from nme.derivatives.vectors import norm, uniform
 
         draws = uniform((self.k, batch.size), noise)
         clean = batch_gradient(model, batch, keep_logits=True)
@@ -275,11 +287,11 @@ class GaussNewtonTrace(Method):
 
 @METHODS.add
 class GaussNewtonTraceByProbes(Method):
-    """Gauss-Newton trace penalty L + (σ²/2) tr G, tr G ≈ (1/k) Σ uᵀGu with Rademacher probes; any convex loss.
+    """Gauss-Newton trace penalty L + (σ²/2) tr G, tr G ≈ (1/k) Σ uᵀGu with Rademacher probes.
 
     uᵀGu = (1/B) Σ (J_i u)ᵀ (∇²_z ℓ_i) (J_i u), differentiated as it stands, ∇²_z ℓ included: an unbiased estimate of
     ∇ tr G, where drawn labels leave out that their own distribution moves. Cost: 3 F + 7 F a probe (3.33 gradients for
-    k = 1).
+    k = 1). See docs/theory.md, §6.9.
     """
 
     name = "gauss_newton_trace_probe"
@@ -294,7 +306,8 @@ class GaussNewtonTraceByProbes(Method):
     def update(self, model, batch, strength, noise):
         import torch
 
-        from nme.products import batch_gradient, gauss_newton_form_gradient, norm, rademacher
+        from nme.derivatives.products import batch_gradient, gauss_newton_form_gradient
+        from nme.derivatives.vectors import norm, rademacher
 
         probes = [rademacher([p for p in model.parameters() if p.requires_grad], noise) for _ in range(self.k)]
         clean = batch_gradient(model, batch, keep_jacobian=True)

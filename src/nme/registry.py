@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from nme.errors import NmeError, unknown
 
@@ -76,20 +76,23 @@ class Named:
         return f"{self.label} ({inside})" if inside else self.label
 
 
-NamedClass = TypeVar("NamedClass", bound=type[Named])
+Thing = TypeVar("Thing")
 
 
-class Registry(dict[str, type[Named]]):
-    """Named classes by name; ``registry.parse('beta_gelu-beta=2')`` makes the instance."""
+class Registry(dict[str, Any]):
+    """Classes and functions by name, the one way to register anything.
+
+    Of classes that are ``Named``, ``registry.parse('beta_gelu-beta=2')`` makes the instance.
+    """
 
     def __init__(self, what: str):
         super().__init__()
         self.what = what
 
-    def add(self, cls: NamedClass) -> NamedClass:
-        """Class decorator: put the class under its name."""
-        self[cls.name] = cls
-        return cls
+    def add(self, thing: Thing) -> Thing:
+        """Decorator: put a class under its attribute ``name``, a function under its own name."""
+        self[getattr(thing, "name", "") or thing.__name__] = thing
+        return thing
 
     def parse(self, text: str) -> Named:
         """The instance that ``text`` names.

@@ -62,7 +62,7 @@ class Clone:
         (self.folder / path).write_text(text.replace(old, new))
 
     def command(self, *targets: str) -> list[str]:
-        """The sentence of the README, at a small scale, on CPUs, with shorter waits."""
+        """The command of docs/cluster.md, at a small scale, on CPUs, with shorter waits."""
         snakemake = str(Path(sys.executable).with_name("snakemake"))
         waits = ["--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "20"]
         where = [] if self.inside else ["--software-deployment-method", "env-modules"]

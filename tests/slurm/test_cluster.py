@@ -1,4 +1,4 @@
-"""Slow: the sentence of the README on a real SLURM, in the real image."""
+"""Slow: the command of docs/cluster.md on a real SLURM, in the real image."""
 
 import json
 

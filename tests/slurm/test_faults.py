@@ -6,13 +6,14 @@ import pandas as pd
 import pytest
 from slurm_clone import slurm, wait_until
 
-from nme import grid
-from nme.parquet import read
+from nme.grid.cells import Cell
+from nme.grid.paths import metrics_path
+from nme.outputs.parquet import read
 
 pytestmark = pytest.mark.slow
 
-CELL = grid.Cell.of("mnist1d_cnn", "gelu", "grad_norm", 0.1)
-TARGET = grid.metrics_path("tiny", CELL, range(2))
+CELL = Cell.of("mnist1d_cnn", "gelu", "grad_norm", 0.1)
+TARGET = metrics_path("tiny", CELL, range(2))
 LOG = f"logs/tiny/train/{CELL.path}/seed=0-1.log"
 
 
@@ -75,10 +76,9 @@ def test_a_job_at_its_time_limit_is_continued_with_more_time(clone):
 def test_a_killed_driver_loses_and_repeats_nothing(clone):
     epochs(clone, 60)
     cells = [
-        grid.Cell.of("mnist1d_cnn", name, "grad_norm", 0.1)
-        for name in ("relu", "gelu", "leaky_relu", "beta_gelu-beta=2")
+        Cell.of("mnist1d_cnn", name, "grad_norm", 0.1) for name in ("relu", "gelu", "leaky_relu", "beta_gelu-beta=2")
     ]
-    targets = [grid.metrics_path("tiny", cell, range(2)) for cell in cells]
+    targets = [metrics_path("tiny", cell, range(2)) for cell in cells]
 
     def made() -> list[str]:
         return [t for t in targets if (clone.folder / t).exists()]

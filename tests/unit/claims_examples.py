@@ -56,7 +56,7 @@ def contrast_of(plus: list, minus: list, expect: str = "positive", over: str | N
         for side, own in (("plus", plus), ("minus", minus))
     }
     over = over or ("each" if expect in ("similar", "different") else "mean")
-    return {"name": "difference", "expect": expect, "over": over, "trace": None, "table": "t", **terms, **more}
+    return {"name": "difference", "expect": expect, "over": over, "trace": None, "figure": "t", **terms, **more}
 
 
 def claim_of(*contrasts: dict, number: int = 1, recipes: tuple[str, ...] = ("one",)) -> dict:

@@ -8,9 +8,9 @@ from dense_reference import BatchStatistics
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
+from nme.derivatives.activate import Activate
+from nme.derivatives.batch_norm import BatchNorm2d
 from nme.models import MODELS
-from nme.models.batch_norm import BatchNorm2d
-from nme.models.layers import Activate
 
 CLASSES = 3
 SIZES = (5, 3)  # of the batches, unequal so that their weights matter

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
+from nme.derivatives.activate import Activate
+from nme.derivatives.batch import Batch
 from nme.models import MODELS
-from nme.models.layers import Activate
-from nme.products import Batch
 
 CLASSES = 3
 NETWORKS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nme.datasets import ImageFolders
+from nme.datasets.image_folders import ImageFolders
 
 CLASSES = ("n01", "n02", "n03")
 

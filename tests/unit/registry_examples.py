@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 
 from nme.activations import ACTIVATIONS
-from nme.measure import ON_TRAINING_BATCHES
+from nme.quantities import ON_TRAINING_BATCHES
 
 # Tried for a parameter that takes any number, beside its default. A method's may be counts (of probes, say).
 ACTIVATION_NUMBERS = (0.5, 1, 4)

@@ -49,7 +49,7 @@ def test_methods_run_at_their_limit(network, name):
     inputs = member.job.train.inputs[: member.job.recipe.batch_size]
     expected = limits(*forward_operations(member.model, inputs))[name]
     found = counted(steps.step_of(member, name))
-    if network == "CNN, 1-d":  # with zeros, in blocks of the band (nme.models.signals)
+    if network == "CNN, 1-d":  # with zeros, in blocks of the band (nme.derivatives.signals)
         assert expected < found < 1.15 * expected
     else:
         assert found == pytest.approx(expected, rel=0.01)

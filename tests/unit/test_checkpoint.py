@@ -11,15 +11,19 @@ import pytest
 import torch
 from specs import spec_in_memory
 
-from nme import grid, parquet
 from nme.activations import ACTIVATIONS
-from nme.checkpoint import Checkpoint, Snapshots, StopRequest, read_snapshot
-from nme.config import load_project
-from nme.datasets import Places
+from nme.config.project import load_project
+from nme.datasets.base import Places
 from nme.errors import Interrupted, NmeError
-from nme.prepare import prepare
-from nme.streams import derived_seed
-from nme.train import Member, train
+from nme.grid.cells import Cell
+from nme.grid.specs import train_spec
+from nme.outputs import parquet
+from nme.runtime.random_streams import derived_seed
+from nme.stages.prepare import prepare
+from nme.stages.train import train
+from nme.training.checkpoint import Checkpoint, StopRequest
+from nme.training.member import Member
+from nme.training.snapshots import Snapshots, read_snapshot
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -213,8 +217,8 @@ AT = {0: 0, 0.5: 4, 1: 9}  # when networks are kept, and the step that is; half 
 def settings(snapshots=tuple(AT), **changes) -> dict:
     recipe = load_project({"scale": "tiny"}, ROOT / "config").scale.recipes["digits_mlp"]
     recipe = recipe.model_copy(update={"batch_size": 16, "epochs": EPOCHS, **changes})
-    cell = grid.Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
-    return json.loads(json.dumps(grid.train_spec(recipe, cell, range(SEEDS), list(snapshots))))
+    cell = Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
+    return json.loads(json.dumps(train_spec(recipe, cell, range(SEEDS), list(snapshots))))
 
 
 @pytest.fixture(scope="module")

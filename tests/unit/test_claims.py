@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,11 @@ import pytest
 from claims_examples import PENALTY, SGD, STRONG, claim_of, contrast_of, differing, spec_of, table_of, traces_of
 from scipy.stats import ttest_1samp, ttest_ind
 
-from nme import parquet
-from nme.claims import decide, overall, readers_table, write_claims
+from nme.claims.report import overall, readers_table
+from nme.claims.verdicts import decide
 from nme.errors import NmeError
+from nme.outputs import parquet
+from nme.stages.claims import write_claims
 
 EXPECTATIONS = ("positive", "similar", "not negative", "different")
 GOOD, BAD, UNCLEAR = [4.9, 5.0, 5.1, 5.2], [-4.9, -5.0, -5.1, -5.2], [-9, 8, -6, 7]
@@ -109,7 +112,7 @@ def test_a_claim_needs_all_its_contrasts():
     tables = {"good": differing(one=GOOD), "unclear": differing(one=UNCLEAR), "bad": differing(one=BAD)}
 
     def verdict(*names: str) -> str:
-        claim = claim_of(*(contrast_of([PENALTY], [SGD], table=name) for name in names))
+        claim = claim_of(*(contrast_of([PENALTY], [SGD], figure=name) for name in names))
         rows = decide(spec_of(claim), tables)
         assert len(set(rows["verdict"])) == len(set(rows["p_holm"])) == 1, "the claim's, in all its rows"
         assert rows["p_holm"].iloc[0] == rows["p"].max()
@@ -157,7 +160,7 @@ def test_a_claim_is_decided_on_the_recipes_it_has():
     table = differing(one=GOOD, other=BAD)
     rows = decide(spec_of(simple(recipes=("one",))), {"t": table})
     assert rows["recipe"].tolist() == ["one"]
-    with pytest.raises(NmeError, match="t has no recipe third; make it again"):
+    with pytest.raises(NmeError, match="the table of t has no recipe third; make it again"):
         decide(spec_of(simple(recipes=("third",))), {"t": table})
 
 
@@ -193,22 +196,22 @@ def outputs(tmp_path, monkeypatch):
     """The files of four claims, and the rows that they are made of."""
     monkeypatch.chdir(tmp_path)
     tables = {
-        "t.parquet": differing(one=GOOD, other=BAD),
-        "u.parquet": differing(one=[-9, 8, -6, None], other=UNCLEAR),
-        "v.parquet": traces_of({PENALTY: {"one": [(10, -30), (12, -33), (9, -31)]}}),
+        "t": differing(one=GOOD, other=BAD),
+        "u": differing(one=[-9, 8, -6, None], other=UNCLEAR),
+        "v": traces_of({PENALTY: {"one": [(10, -30), (12, -33), (9, -31)]}}),
     }
-    for path, table in tables.items():
-        parquet.write(pa.Table.from_pandas(table, preserve_index=False), tmp_path / path, {})
+    for figure, table in tables.items():
+        parquet.write(pa.Table.from_pandas(table, preserve_index=False), tmp_path / f"{figure}.parquet", {})
     both, trace = ("one", "other"), {"operator": "H", "at": 1.0}
-    similar = contrast_of([PENALTY], [SGD], "similar", table="t.parquet")
+    similar = contrast_of([PENALTY], [SGD], "similar", figure="t")
     claims = [
-        simple("positive", 1, both, table="t.parquet"),
+        simple("positive", 1, both, figure="t"),
         claim_of(similar, similar, number=7, recipes=both),
-        simple("positive", 9, both, table="u.parquet"),
-        claim_of(contrast_of([], [PENALTY], table="v.parquet", trace=trace), number=10),
+        simple("positive", 9, both, figure="u"),
+        claim_of(contrast_of([], [PENALTY], figure="v", trace=trace), number=10),
     ]
     spec = spec_of(*claims)
-    write_claims(spec, tmp_path / "out" / "claims.parquet")
+    write_claims(spec, [tmp_path / f"{f}.parquet" for f in tables], tmp_path / "out" / "claims.parquet")
     return tmp_path / "out", decide(spec, tables), spec
 
 
@@ -282,7 +285,7 @@ def test_titles_are_text_and_not_markup():
 
 def test_a_missing_table_is_one_message_and_nothing_is_written(tmp_path):
     with pytest.raises(NmeError, match=r"no/table\.parquet: missing"):
-        write_claims(spec_of(simple(table="no/table.parquet")), tmp_path / "claims.parquet")
+        write_claims(spec_of(simple()), [Path("no/table.parquet")], tmp_path / "claims.parquet")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,18 +14,23 @@ import pytest
 import torch
 from specs import spec_in_memory
 
-from nme import __version__, cli, grid, parquet
-from nme.checkpoint import Checkpoint
-from nme.config import Config, load_project
-from nme.datasets import Places
-from nme.environment import export
+from nme import __version__, cli
+from nme.config.project import Config, load_project
+from nme.datasets.base import Places
 from nme.errors import NmeError
-from nme.locks import lock_of, one_at_a_time
-from nme.plan import SPEED
-from nme.prepare import prepare
-from nme.provenance import spec_hash
-from nme.status import status
-from nme.train import train
+from nme.grid.cells import Cell, measurements, parse_seeds, snapshots
+from nme.grid.claims import map_spec
+from nme.grid.paths import sources
+from nme.grid.plan import SPEED
+from nme.grid.specs import landscape_spec, train_spec
+from nme.grid.status import status
+from nme.outputs import parquet
+from nme.outputs.locks import lock_of, one_at_a_time
+from nme.outputs.provenance import spec_hash
+from nme.stages.prepare import prepare
+from nme.stages.train import train
+from nme.training.checkpoint import Checkpoint
+from nme.workflow.environment import export
 
 ROOT = Path(__file__).parents[2]
 NME = str(Path(sys.executable).with_name("nme"))
@@ -36,8 +41,8 @@ def settings(**changes) -> str:
     """Of a training job: one seed, a few steps."""
     recipe = load_project({"scale": "tiny"}, ROOT / "config").scale.recipes["digits_mlp"]
     recipe = recipe.model_copy(update={"batch_size": 16, **changes})
-    cell = grid.Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
-    return json.dumps(grid.train_spec(recipe, cell, range(1), []))
+    cell = Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
+    return json.dumps(train_spec(recipe, cell, range(1), []))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +167,7 @@ VERBS = {
     "measure": ["--output", OUT, "--data", "manifest.json", "--snapshots", "snapshots"],
     "landscape": ["--output", OUT],
     "tables": ["--output", OUT],
-    "claims": ["--output", OUT],
+    "claims": ["--output", OUT, "fig2.parquet"],
     "map": ["--output", OUT, "fig2.parquet"],
     "plot": ["--output", OUT, "--table", "table.parquet"],
 }
@@ -193,7 +198,7 @@ def spec_of(dataset: str) -> str:
     return json.dumps(spec_in_memory(dataset))
 
 
-MAP = json.dumps(grid.map_spec(load_project({"scale": "tiny"}, ROOT / "config"), "map"))
+MAP = json.dumps(map_spec(load_project({"scale": "tiny"}, ROOT / "config"), "map"))
 
 
 @pytest.mark.parametrize(
@@ -273,18 +278,18 @@ def test_train_takes_the_device_from_the_environment(run, monkeypatch):
 
 def result(project, root: Path, path: str, seconds: float = 1.0) -> None:
     """An empty result of the settings that the job has now."""
-    spec = {"landscape": grid.landscape_spec(project.figures["fig1"])}.get(path.split("/")[2])
+    spec = {"landscape": landscape_spec(project.figures["fig1"])}.get(path.split("/")[2])
     if not spec:
-        cell = grid.Cell.from_path("/".join(path.split("/")[3:7]))
-        seeds = grid.parse_seeds(path.split("/")[7].removeprefix("seed="))
-        at = grid.snapshots(grid.measurements(project).get(cell, {}))
-        spec = grid.train_spec(project.scale.recipes[cell.recipe], cell, seeds, at)
+        cell = Cell.from_path("/".join(path.split("/")[3:7]))
+        seeds = parse_seeds(path.split("/")[7].removeprefix("seed="))
+        at = snapshots(measurements(project).get(cell, {}))
+        spec = train_spec(project.scale.recipes[cell.recipe], cell, seeds, at)
     parquet.write(pa.table({"x": [1]}), root / path, {"seconds": seconds, "spec_sha256": spec_hash(spec)})
 
 
 def test_status_counts_what_is_there(tmp_path):
     project = load_project({"scale": "tiny"}, ROOT / "config")
-    wanted = grid.sources(project, "fig2")
+    wanted = sources(project, "fig2")
     for path in [*wanted[:3], "results/laptop/landscape/fig1.parquet"]:
         result(project, tmp_path, path)
     parquet.write(pa.table({"x": [1]}), tmp_path / wanted[6], {"seconds": 1, "spec_sha256": "of other settings"})
@@ -329,7 +334,7 @@ def test_the_time_left_is_scaled_by_what_jobs_took(tmp_path):
 def test_status_command(run):
     shutil.copytree(ROOT / "config", "config")
     project = load_project({"scale": "tiny"}, "config")
-    result(project, Path(), grid.sources(project, "fig1")[0])
+    result(project, Path(), sources(project, "fig1")[0])
     code, out, _ = run("status", "--scale", "tiny")
     assert code == 0
     assert "scale tiny" in out

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nme import grid
-from nme.config import Project, load_project
+from nme.config.project import Project, load_project
 from nme.errors import NmeError
-from nme.figures import drawable
+from nme.figures import DRAWINGS
+from nme.grid import cells as grid_cells
 
 ROOT = Path(__file__).parents[2]
 SCALES = sorted(path.stem for path in (ROOT / "config/scales").glob("*.yaml"))
@@ -76,7 +76,7 @@ def test_the_users_page_loads():
 
 def test_every_figure_has_a_drawing_and_every_drawing_a_figure():
     figures = load_project({"scale": "tiny"}, ROOT / "config").figures
-    assert sorted(name for name, figure in figures.items() if not figure.curves) == drawable()
+    assert sorted(name for name, figure in figures.items() if not figure.curves) == sorted(DRAWINGS)
 
 
 # --------------------------------------------------------------- mistakes
@@ -274,7 +274,7 @@ MISTAKES = [
     ("figures/fig1.yaml", "measure", MEASURE, ["'measure' needs 'grid'"]),
     (FIGURE, "measure", MEASURE, ["'curves'", "give it or 'measure'"]),
     (FIGURE, "curves", ABSENT,
-     ["figure 'fig2'", "no such drawing", "there is no 'curves'", f"(allowed: {', '.join(drawable())})"]),
+     ["figure 'fig2'", "no such drawing", "there is no 'curves'", f"(allowed: {', '.join(DRAWINGS)})"]),
     # claims
     (CLAIMS, "claims.list", [{**CLAIM, "contrasts": [{**CONTRAST, "plus": [], "minus": []}]}],
      ["claims.list.0.contrasts.0", "give a term in 'plus' or 'minus'"]),
@@ -431,7 +431,7 @@ def test_a_strength_has_one_cell_however_it_is_written(folder, written):
     assert "rho: [0, 0.1, 0.3]" in text
     (folder.path / SCALE).write_text(text.replace("rho: [0, 0.1, 0.3]", f"rho: [{written}]"))
     project = folder.load()
-    cells = grid.cells(project.figures["fig2"], project.scale)
+    cells = grid_cells.cells(project.figures["fig2"], project.scale)
     assert {cell.strength for cell in cells} == {"0.001"}
 
 

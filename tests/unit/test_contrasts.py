@@ -7,9 +7,9 @@ import pytest
 from claims_examples import PENALTY, SAM, SGD, SMALLEST, STRONG, contrast_of, differing, table_of, traces_of
 from scipy.stats import ttest_1samp
 
-from nme.contrasts import contrast_effects, diverged_of, effects_of, judge_contrast
+from nme.claims.contrasts import contrast_effects, diverged_of, effects_of, judge_contrast
+from nme.claims.statistics import Diverged
 from nme.errors import NmeError
-from nme.statistics import Diverged
 
 
 def test_an_effect_is_a_difference_within_a_seed_and_a_recipe():

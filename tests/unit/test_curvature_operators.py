@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from nme.activations import ACTIVATIONS
 from nme.curvature import NME, Curvature, GaussNewton, Hessian, Probes, estimators, layers
 from nme.curvature.losses import CrossEntropy, SquaredError, loss_of
+from nme.derivatives.activate import Activate
 from nme.errors import NmeError
-from nme.models.layers import Activate
 
 GELU = ACTIVATIONS.parse("gelu")
 OPERATORS = {"H": Hessian, "G": GaussNewton, "N": NME}

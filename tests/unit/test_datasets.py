@@ -15,7 +15,10 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10, FashionMNIST
 
-from nme.datasets import DATASETS, Cifar10, Dataset, Digits, FashionMnist, Mnist1d, Places, Raw, Split
+from nme.datasets import DATASETS
+from nme.datasets.base import Dataset, Places, Raw, Split
+from nme.datasets.generated import Digits, Mnist1d
+from nme.datasets.torchvision_sets import Cifar10, FashionMnist
 from nme.errors import NmeError
 
 REAL = Path(__file__).parents[3] / "shared" / "data"

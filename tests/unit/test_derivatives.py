@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from nme.models.batch_norm import BatchNorm1d, BatchNorm2d
-from nme.models.convolutions import Conv1d, Conv2d
-from nme.models.differentiation import cotangents_only, differentiated_twice
-from nme.models.signals import Products
+from nme.derivatives.batch_norm import BatchNorm1d, BatchNorm2d
+from nme.derivatives.convolutions import Conv1d, Conv2d
+from nme.derivatives.modes import cotangents_only, differentiated_twice
+from nme.derivatives.signals import Products
 
 CONVOLUTIONS = {
     "plain": {"kernel_size": 3},

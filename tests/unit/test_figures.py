@@ -22,18 +22,21 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from registry_examples import measured_on
 
-from nme import __version__, grid, parquet
+from nme import __version__
 from nme.activations import ACTIVATIONS
-from nme.claims import decide
-from nme.config import Project, load_project
+from nme.claims.effects_map import effects_and_shares
+from nme.claims.verdicts import decide
+from nme.config.project import Project, load_project
 from nme.errors import NmeError
-from nme.figures import curves, drawable, plot, style
-from nme.map import effects_and_shares
-from nme.measure import QUANTITIES
+from nme.figures import DRAWINGS, curves, style
+from nme.grid.cells import cells
+from nme.grid.claims import claims_spec, map_spec
+from nme.grid.paths import figures_read
+from nme.grid.specs import landscape_spec, plot_spec, table_spec
 from nme.methods import METHODS
-
-# What is drawn once is looked at by many tests.
-pytestmark = pytest.mark.xdist_group("figures")
+from nme.outputs import parquet
+from nme.quantities import QUANTITIES
+from nme.stages.plot import plot
 
 ROOT = Path(__file__).parents[2]
 SCALES = sorted(path.stem for path in (ROOT / "config/scales").glob("*.yaml"))
@@ -46,7 +49,7 @@ LANDSCAPES = [name for name, figure in PROJECT.figures.items() if figure.landsca
 CLAIMS = [name for name, figure in PROJECT.figures.items() if figure.claims]
 MAPS = [name for name, figure in PROJECT.figures.items() if figure.map]
 
-EACH_MODULE = [*drawable(), *CURVES[-1:]]
+EACH_MODULE = [*DRAWINGS, *CURVES[-1:]]
 
 
 def how(name: str) -> str:
@@ -73,7 +76,7 @@ def _coarse(monkeypatch):
 
 
 def highest(project: Project, name: str) -> float:
-    return max(float(cell.strength) for cell in grid.cells(project.figures[name], project.scale))
+    return max(float(cell.strength) for cell in cells(project.figures[name], project.scale))
 
 
 # Which members have diverged: by the strength, the highest one of the figure, and the seed.
@@ -90,8 +93,8 @@ CASES = {
 def accuracies(project: Project, name: str, case: str = "every loss finite") -> pd.DataFrame:
     """A table of a grid figure as the tables stage makes it; accuracies fall with the strength."""
     random = np.random.default_rng(0)
-    rows, most, recipes = [], highest(project, name) or 1, grid.table_spec(project, name)["recipes"]
-    for cell in grid.cells(project.figures[name], project.scale):
+    rows, most, recipes = [], highest(project, name) or 1, table_spec(project, name)["recipes"]
+    for cell in cells(project.figures[name], project.scale):
         strength, recipe = float(cell.strength), recipes[cell.recipe]
         for seed in range(project.scale.seeds):
             lost = CASES[case](strength, most, seed)
@@ -115,8 +118,8 @@ def measurements(project: Project, name: str, case: str = "every loss finite") -
     """A table of a figure that measures; a diverged member has values of the first time alone."""
     figure, random = project.figures[name], np.random.default_rng(0)
     times = [float(at) for at in project.scale.axes[figure.measure.at]]
-    rows, most, recipes = [], highest(project, name), grid.table_spec(project, name)["recipes"]
-    for cell in grid.cells(figure, project.scale):
+    rows, most, recipes = [], highest(project, name), table_spec(project, name)["recipes"]
+    for cell in cells(figure, project.scale):
         strength, panel = float(cell.strength), recipes[cell.recipe]["title"]
         for seed in range(project.scale.seeds):
             lost = CASES[case](strength, most, seed)
@@ -155,12 +158,12 @@ def table_of(project: Project, name: str, case: str = "every loss finite") -> pd
 def new_table(project: Project, name: str, case: str) -> pd.DataFrame:
     figure = project.figures[name]
     if figure.map:
-        read = {other: table_of(project, other, case) for other in grid.figures_read(project, name)}
-        return effects_and_shares(grid.map_spec(project, name), read)
+        read = {other: table_of(project, other, case) for other in figures_read(project, name)}
+        return effects_and_shares(map_spec(project, name), read)
     if figure.claims:
-        read = grid.figures_read(project, name)
-        tables = {grid.table_path(project, other): table_of(project, other, case) for other in read}
-        return decide(grid.claims_spec(project, name), tables)
+        read = figures_read(project, name)
+        tables = {other: table_of(project, other, case) for other in read}
+        return decide(claims_spec(project, name), tables)
     make = landscape if figure.landscape else measurements if figure.measure else accuracies
     return make(project, name) if figure.landscape else make(project, name, case)
 
@@ -174,10 +177,10 @@ def record_of(project: Project, name: str) -> dict:
     """What is kept with the table."""
     figure = project.figures[name]
     if figure.landscape:
-        return {"spec": grid.landscape_spec(figure)}
+        return {"spec": landscape_spec(figure)}
     if figure.map:
-        return {"spec": grid.map_spec(project, name)}
-    return {"spec": grid.claims_spec(project, name) if figure.claims else grid.table_spec(project, name)}
+        return {"spec": map_spec(project, name)}
+    return {"spec": claims_spec(project, name) if figure.claims else table_spec(project, name)}
 
 
 def draw(project: Project, name: str, table: pd.DataFrame, folder: Path) -> dict[str, bytes]:
@@ -186,15 +189,15 @@ def draw(project: Project, name: str, table: pd.DataFrame, folder: Path) -> dict
     parquet.write(pa.Table.from_pandas(table, preserve_index=False), path, record_of(project, name))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot(grid.plot_spec(project, name), path, folder / "out" / f"{name}.pdf")
+        plot(plot_spec(project, name), path, folder / "out" / f"{name}.pdf")
     assert not pyplot.get_fignums(), "a figure that is not closed stays in memory"
     return {p.suffix: p.read_bytes() for p in (folder / "out").iterdir()}
 
 
 def look_into(project: Project, name: str, table: pd.DataFrame):
     """The figure and its numbers."""
-    spec = grid.plot_spec(project, name)
-    module = import_module(f"nme.figures.{'curves' if 'curves' in spec else name}")
+    spec = plot_spec(project, name)
+    module = import_module(f"nme.figures.{'curves' if 'curves' in spec else 'drawings.' + name}")
     with warnings.catch_warnings(), pyplot.rc_context(style.RC):
         warnings.simplefilter("error")
         return module.draw(table, spec, record_of(project, name))
@@ -228,7 +231,9 @@ def drawn_texts(figure, dpi: float = 200) -> dict[Text, object]:
 
 def test_each_figure_has_a_table_here():
     assert sorted(CURVES + MEASURED + LANDSCAPES + CLAIMS + MAPS) == sorted(PROJECT.figures)
-    assert sorted(MEASURED + LANDSCAPES + CLAIMS + MAPS) == drawable()
+    assert sorted(MEASURED + LANDSCAPES + CLAIMS + MAPS) == sorted(DRAWINGS)
+    files = (ROOT / "src/nme/figures/drawings").glob("[a-z]*.py")
+    assert sorted(DRAWINGS) == sorted(path.stem for path in files), "listed in nme.figures"
 
 
 # ------------------------------------------------------------ every figure
@@ -286,7 +291,8 @@ DRAW_ALL = """
 import json, sys, warnings
 from pathlib import Path
 from matplotlib import pyplot
-from nme.figures import plot, style
+from nme.figures import style
+from nme.stages.plot import plot
 style.RC["savefig.dpi"] = 50
 warnings.simplefilter("error")
 for table, spec in json.loads(sys.argv[1]).items():
@@ -305,7 +311,7 @@ def drawn_twice(tmp_path_factory) -> list[dict[str, bytes]]:
         path = tmp_path / f"{name}.parquet"
         table = pa.Table.from_pandas(table_of(PROJECT, name, "some diverged"), preserve_index=False)
         parquet.write(table, path, record_of(PROJECT, name))
-        jobs[str(path)] = grid.plot_spec(PROJECT, name)
+        jobs[str(path)] = plot_spec(PROJECT, name)
     processes = []
     for seed in ("1", "2"):
         (tmp_path / seed).mkdir()
@@ -356,7 +362,7 @@ def configured(project: Project, name: str) -> dict[str, str]:
         (ACTIVATIONS, project.style.activation) if kind == "activation" else (METHODS, project.style.method)
     )
     found = {}
-    for cell in grid.cells(project.figures[name], project.scale):
+    for cell in cells(project.figures[name], project.scale):
         text = getattr(cell, kind)
         colour = chosen.get(text) or chosen.get(text.split("-")[0])
         if colour:

@@ -14,9 +14,12 @@ import pyarrow as pa
 import pytest
 from specs import spec_in_memory
 
-from nme import cli, grid, parquet
-from nme.config import load_project
-from nme.files import atomic
+from nme import cli
+from nme.config.project import load_project
+from nme.grid.cells import Cell
+from nme.grid.specs import train_spec
+from nme.outputs import parquet
+from nme.outputs.files import atomic
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,15 +188,15 @@ DIGITS = spec_in_memory("digits", 100, 50)
 
 def train_settings() -> str:
     project = load_project({"scale": "tiny"}, ROOT / "config")
-    cell = grid.Cell.of("digits_mlp", "relu", "sgd", 0)
-    return json.dumps(grid.train_spec(project.scale.recipes["digits_mlp"], cell, range(1), []))
+    cell = Cell.of("digits_mlp", "relu", "sgd", 0)
+    return json.dumps(train_spec(project.scale.recipes["digits_mlp"], cell, range(1), []))
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory) -> Path:
     """The manifest of a small prepared dataset."""
-    from nme.datasets import Places
-    from nme.prepare import prepare
+    from nme.datasets.base import Places
+    from nme.stages.prepare import prepare
 
     folder = tmp_path_factory.mktemp("digits")
     prepare(DIGITS, Places(), folder)

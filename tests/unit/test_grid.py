@@ -10,14 +10,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 from registry_examples import numbers_for
 
-from nme import grid
 from nme.activations import ACTIVATIONS
-from nme.config import Figure, Project, Scale, load_project
-from nme.contrasts import effects_of
+from nme.claims.contrasts import effects_of
+from nme.config.figure import Figure
+from nme.config.project import Project, load_project
+from nme.config.scale import Scale
 from nme.datasets import DATASETS
 from nme.errors import NmeError
-from nme.measure import QUANTITIES
+from nme.grid import cells as grid_cells
+from nme.grid.captions import scale_sentence
+from nme.grid.cells import (
+    Cell,
+    expand,
+    format_seeds,
+    jobs_of_seeds,
+    measurements,
+    parse_seeds,
+    snapshots,
+    training_jobs,
+)
+from nme.grid.claims import claims_spec, map_spec, term_cells
+from nme.grid.paths import dataset_files, figures_read, measured_path, metrics_path, sources, table_path
+from nme.grid.specs import (
+    STAGE_VERSION,
+    dataset_spec,
+    landscape_spec,
+    measure_spec,
+    plot_spec,
+    table_spec,
+    train_spec,
+)
 from nme.methods import METHODS
+from nme.quantities import QUANTITIES
+from nme.registry import number
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "workflow" / "rules"
@@ -34,11 +59,11 @@ def names(draw, registry):
     text = cls.name
     for key, parameter in cls.parameters.items():
         values = numbers_for(parameter)
-        text += f"-{key}={grid.number(draw(values))}"
+        text += f"-{key}={number(draw(values))}"
     return text
 
 
-cells = st.builds(grid.Cell.of, identifiers, names(ACTIVATIONS), names(METHODS), strengths)
+cells = st.builds(Cell.of, identifiers, names(ACTIVATIONS), names(METHODS), strengths)
 
 
 def project_of(scale: str) -> Project:
@@ -57,7 +82,7 @@ def figure_of(measure: dict | None = None, curves: dict | None = None, **axes) -
 
 def paths_of(figure: Figure, scale: Scale) -> list[str]:
     """The cells without their recipe, which is the first of them."""
-    found = [cell.path.split("/", 1) for cell in grid.cells(figure, scale)]
+    found = [cell.path.split("/", 1) for cell in grid_cells.cells(figure, scale)]
     return [path for recipe, path in found if recipe == found[0][0]]
 
 
@@ -66,7 +91,7 @@ def paths_of(figure: Figure, scale: Scale) -> list[str]:
 
 @given(cells)
 def test_a_cell_is_its_path(cell):
-    assert grid.Cell.from_path(cell.path) == cell
+    assert Cell.from_path(cell.path) == cell
 
 
 @given(cells, cells)
@@ -76,26 +101,26 @@ def test_two_cells_never_share_a_path(one, other):
 
 @given(identifiers, names(ACTIVATIONS), names(METHODS))
 def test_strength_0_of_any_method_is_the_shared_sgd_cell(recipe, phi, trained):
-    shared = grid.Cell(recipe, str(ACTIVATIONS.parse(phi)), "sgd", "0")
+    shared = Cell(recipe, str(ACTIVATIONS.parse(phi)), "sgd", "0")
     for zero in (0, 0.0, -0.0, "0", "0.00", "0e5"):
-        assert grid.Cell.of(recipe, phi, trained, zero) == shared
+        assert Cell.of(recipe, phi, trained, zero) == shared
 
 
 @given(strengths)
 def test_sgd_has_no_strength(strength):
-    assert grid.Cell.of("r", "relu", "sgd", strength) == grid.Cell("r", "relu", "sgd", "0")
+    assert Cell.of("r", "relu", "sgd", strength) == Cell("r", "relu", "sgd", "0")
 
 
 @given(st.floats(1e-12, 1e12))
 def test_a_strength_above_0_is_kept(strength):
-    cell = grid.Cell.of("r", "relu", "grad_norm", strength)
+    cell = Cell.of("r", "relu", "grad_norm", strength)
     assert float(cell.strength) == strength
     assert cell.method == "grad_norm"
 
 
 @pytest.mark.parametrize("spelling", [0.001, "1e-3", "0.0010", "1E-03", ".001"])
 def test_a_cell_has_one_spelling(spelling):
-    cell = grid.Cell.of("r", "augmented_relu-beta=1.0", "grad_norm-p=1", spelling)
+    cell = Cell.of("r", "augmented_relu-beta=1.0", "grad_norm-p=1", spelling)
     assert cell.path == "r/augmented_relu/grad_norm/0.001"
 
 
@@ -112,7 +137,7 @@ def test_a_cell_has_one_spelling(spelling):
 )
 def test_a_wrong_cell_is_one_message(arguments, part):
     with pytest.raises(NmeError) as caught:
-        grid.Cell.of(*arguments)
+        Cell.of(*arguments)
     assert part in str(caught.value)
 
 
@@ -153,18 +178,18 @@ def test_every_part_of_a_path_is_safe(cell):
         assert re.fullmatch(r"[a-z0-9][a-z0-9_=.-]*", part)
 
 
-def parsed(pattern: re.Pattern, path: str) -> tuple[grid.Cell, range]:
+def parsed(pattern: re.Pattern, path: str) -> tuple[Cell, range]:
     """The cell and seeds that Snakemake reads in a path."""
     found = pattern.fullmatch(path).groupdict()
     assert found.pop("scale") == "tiny"
-    seeds = grid.parse_seeds(found.pop("seeds"))
-    return grid.Cell(**found), seeds
+    seeds = parse_seeds(found.pop("seeds"))
+    return Cell(**found), seeds
 
 
 @given(cells, st.integers(0, 50), st.integers(1, 50))
 def test_snakemake_reads_a_path_as_it_was_written(cell, first, n):
     seeds = range(first, first + n)
-    for pattern, path_of in ((METRICS, grid.metrics_path), (MEASURED, grid.measured_path)):
+    for pattern, path_of in ((METRICS, metrics_path), (MEASURED, measured_path)):
         assert parsed(pattern, path_of("tiny", cell, seeds)) == (cell, seeds)
 
 
@@ -185,20 +210,20 @@ def test_snakemake_reads_nothing_else(path):
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_path_of_the_shipped_scales_is_made_by_one_rule(scale):
     project = project_of(scale)
-    tables = {grid.table_path(project, name) for name in project.figures}
+    tables = {table_path(project, name) for name in project.figures}
     for name, figure in project.figures.items():
-        found = [path.replace(f"results/{scale}/", "results/tiny/") for path in grid.sources(project, name)]
+        found = [path.replace(f"results/{scale}/", "results/tiny/") for path in sources(project, name)]
         if figure.grid:
             pattern = MEASURED if figure.measure else METRICS
-            assert [parsed(pattern, path) for path in found] == grid.training_jobs(figure, project.scale)
+            assert [parsed(pattern, path) for path in found] == training_jobs(figure, project.scale)
         elif figure.landscape:
             assert found == [f"results/tiny/landscape/{name}.parquet"]
         else:
-            assert set(grid.sources(project, name)) <= tables
+            assert set(sources(project, name)) <= tables
     assert len(tables) == len(project.figures), "no two figures are drawn from one file"
     for recipe in project.scale.recipes:
         folder = Path("results", scale, "data", project.scale.recipes[recipe].dataset)
-        assert {Path(file).parent for file in grid.dataset_files(project, recipe).values()} == {folder}
+        assert {Path(file).parent for file in dataset_files(project, recipe).values()} == {folder}
     assert all(re.fullmatch(CONSTRAINTS["dataset"], dataset) for dataset in DATASETS)
 
 
@@ -208,27 +233,27 @@ def test_every_path_of_the_shipped_scales_is_made_by_one_rule(scale):
 @given(st.integers(0, 10**6), st.integers(1, 1000))
 def test_seeds_there_and_back(first, n):
     seeds = range(first, first + n)
-    text = grid.format_seeds(seeds)
-    assert grid.parse_seeds(text) == seeds
+    text = format_seeds(seeds)
+    assert parse_seeds(text) == seeds
     assert re.fullmatch(CONSTRAINTS["seeds"], text)
 
 
 def test_seeds_examples():
-    assert (grid.format_seeds(range(5)), grid.format_seeds(range(5, 6))) == ("0-4", "5")
-    assert (grid.parse_seeds("0-4"), grid.parse_seeds("5")) == (range(5), range(5, 6))
+    assert (format_seeds(range(5)), format_seeds(range(5, 6))) == ("0-4", "5")
+    assert (parse_seeds("0-4"), parse_seeds("5")) == (range(5), range(5, 6))
 
 
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_jobs_cover_each_seed_once(seeds, per_job):
-    jobs = grid.jobs_of_seeds(seeds, per_job)
+    jobs = jobs_of_seeds(seeds, per_job)
     assert [seed for job in jobs for seed in job] == list(range(seeds))
     assert all(1 <= len(job) <= per_job for job in jobs)
 
 
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_one_more_seed_leaves_the_jobs_that_are_there_unless_it_completes_one(seeds, per_job):
-    before = grid.jobs_of_seeds(seeds, per_job)
-    after = grid.jobs_of_seeds(seeds + 1, per_job)
+    before = jobs_of_seeds(seeds, per_job)
+    after = jobs_of_seeds(seeds + 1, per_job)
     if (seeds + 1) % per_job:
         assert after == [*before, range(seeds, seeds + 1)]
     else:
@@ -248,7 +273,7 @@ def test_one_more_seed_leaves_the_jobs_that_are_there_unless_it_completes_one(se
     ],
 )
 def test_jobs_examples(seeds, per_job, jobs):
-    assert [grid.format_seeds(job) for job in grid.jobs_of_seeds(seeds, per_job)] == jobs
+    assert [format_seeds(job) for job in jobs_of_seeds(seeds, per_job)] == jobs
 
 
 # ---------------------------------------------------------------- figures
@@ -257,7 +282,7 @@ def test_jobs_examples(seeds, per_job, jobs):
 def test_cells_of_a_figure():
     scale = scale_of(axes={"rho": [0, 0.1]})
     figure = figure_of(activation=["relu", "gelu"], method={"grad_norm": "rho", "grad_norm-p=2": "rho"})
-    assert [cell.path for cell in grid.cells(figure, scale)] == [
+    assert [cell.path for cell in grid_cells.cells(figure, scale)] == [
         f"{recipe}/{phi}/{rest}"
         for recipe in ("mnist1d_cnn", "digits_mlp")
         for phi in ("relu", "gelu")
@@ -274,14 +299,14 @@ def test_cells_of_a_figure():
 def test_each_cell_and_job_is_there_once(phi, methods, axis, seeds):
     scale = scale_of(axes={"rho": axis}, seeds=seeds)
     figure = figure_of(activation=phi, method=dict.fromkeys(methods, "rho"))
-    found = grid.cells(figure, scale)
+    found = grid_cells.cells(figure, scale)
     assert len(set(found)) == len(found)
     penalties = sum(m != "sgd" for m in methods) * sum(s > 0 for s in axis)
     shared = "sgd" in methods or 0 in axis
     assert len(found) == 2 * len(phi) * (penalties + shared)
-    paths = [grid.metrics_path("tiny", *job) for job in grid.training_jobs(figure, scale)]
+    paths = [metrics_path("tiny", *job) for job in training_jobs(figure, scale)]
     assert len(set(paths)) == len(paths)
-    members = [(cell, seed) for cell, job in grid.training_jobs(figure, scale) for seed in job]
+    members = [(cell, seed) for cell, job in training_jobs(figure, scale) for seed in job]
     assert len(set(members)) == len(members) == len(found) * seeds
 
 
@@ -295,7 +320,7 @@ def test_each_cell_and_job_is_there_once(phi, methods, axis, seeds):
     ],
 )
 def test_a_name_with_axes_is_a_name_a_value(name, names):
-    assert grid.expand(name, {"beta": ["1", "4"], "k": ["2", "3"], "one": ["1"]}) == names
+    assert expand(name, {"beta": ["1", "4"], "k": ["2", "3"], "one": ["1"]}) == names
 
 
 def test_cells_along_an_axis_in_a_name():
@@ -333,7 +358,7 @@ def test_sgd_takes_any_axis_and_is_one_cell():
 
 def test_only_the_recipes_of_the_panels_are_trained():
     scale = scale_of(panels={"one": ["digits_mlp"], "all": ["mnist1d_cnn", "digits_mlp"]})
-    assert {cell.recipe for cell in grid.cells(figure_of(panels="one"), scale)} == {"digits_mlp"}
+    assert {cell.recipe for cell in grid_cells.cells(figure_of(panels="one"), scale)} == {"digits_mlp"}
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -341,29 +366,29 @@ def test_cells_of_every_shipped_figure_are_distinct_and_parse_back(scale):
     project = project_of(scale)
     for name, figure in project.figures.items():
         if figure.grid:
-            found = grid.cells(figure, project.scale)
+            found = grid_cells.cells(figure, project.scale)
             assert len({cell.path for cell in found}) == len(found) > 1, name
-            assert [grid.Cell.from_path(cell.path) for cell in found] == found
+            assert [Cell.from_path(cell.path) for cell in found] == found
             assert {cell.recipe for cell in found} == set(project.scale.panels[figure.grid.panels])
-            assert len(grid.sources(project, name)) == len(set(grid.sources(project, name)))
+            assert len(sources(project, name)) == len(set(sources(project, name)))
 
 
 def test_two_figures_share_the_cells_that_both_ask_for():
     scale = scale_of()
-    one, other = (set(grid.cells(figure_of(activation=a), scale)) for a in (["relu"], ["gelu", "relu"]))
+    one, other = (set(grid_cells.cells(figure_of(activation=a), scale)) for a in (["relu"], ["gelu", "relu"]))
     assert one < other
 
 
 def test_sources_and_table_of_a_figure():
     project = project_of("tiny")
-    assert grid.sources(project, "fig1") == ["results/tiny/landscape/fig1.parquet"]
-    assert grid.table_path(project, "fig1") == "results/tiny/landscape/fig1.parquet"
-    assert "results/tiny/train/digits_mlp/gelu/grad_norm/0.1/seed=0-1/metrics.parquet" in grid.sources(project, "fig2")
-    assert grid.table_path(project, "fig2") == "results/tiny/tables/fig2.parquet"
+    assert sources(project, "fig1") == ["results/tiny/landscape/fig1.parquet"]
+    assert table_path(project, "fig1") == "results/tiny/landscape/fig1.parquet"
+    assert "results/tiny/train/digits_mlp/gelu/grad_norm/0.1/seed=0-1/metrics.parquet" in sources(project, "fig2")
+    assert table_path(project, "fig2") == "results/tiny/tables/fig2.parquet"
     measured = "results/tiny/measure/digits_mlp/beta_gelu-beta=4/sgd/0/seed=0-1/measured.parquet"
-    assert measured in grid.sources(project, "fig6")
-    assert grid.table_path(project, "claims") == "results/tiny/claims.parquet"
-    assert grid.sources(project, "claims")[0] == "results/tiny/tables/fig2.parquet"
+    assert measured in sources(project, "fig6")
+    assert table_path(project, "claims") == "results/tiny/claims.parquet"
+    assert sources(project, "claims")[0] == "results/tiny/tables/fig2.parquet"
 
 
 # ----------------------------------------------------------- measurements
@@ -387,7 +412,7 @@ def test_a_cell_is_measured_for_all_figures_at_once(monkeypatch):
         figure_of(half, activation=["relu"]),
     )
     project = project_with(*figures, half=["1.0", 0.5], ends=[0, 1])
-    found = {cell.path: found for cell, found in grid.measurements(project).items()}
+    found = {cell.path: found for cell, found in measurements(project).items()}
     for recipe in ("mnist1d_cnn", "digits_mlp"):
         assert found[f"{recipe}/relu/sgd/0"] == {"one": [0, 0.5, 1], "other": [0.5, 1]}
         assert found[f"{recipe}/gelu/sgd/0"] == {"one": [0, 1]}
@@ -396,23 +421,23 @@ def test_a_cell_is_measured_for_all_figures_at_once(monkeypatch):
 
 
 def test_the_network_is_kept_whenever_something_is_measured():
-    assert grid.snapshots({}) == []
-    assert grid.snapshots({"one": [0, 1], "other": [0.25, 1]}) == [0, 0.25, 1]
+    assert snapshots({}) == []
+    assert snapshots({"one": [0, 1], "other": [0.25, 1]}) == [0, 0.25, 1]
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_measurements_are_the_union_over_the_figures(scale):
     project = project_of(scale)
-    found = grid.measurements(project)
+    found = measurements(project)
     wanted = {}
     for figure in project.figures.values():
         if figure.measure:
-            for cell in grid.cells(figure, project.scale):
+            for cell in grid_cells.cells(figure, project.scale):
                 for quantity in figure.measure.quantities:
                     times = [float(value) for value in project.scale.axes[figure.measure.at]]
                     wanted.setdefault(cell, {}).setdefault(quantity, []).extend(times)
     assert found == {cell: {name: sorted({*at}) for name, at in asked.items()} for cell, asked in wanted.items()}
-    assert all(0 <= at <= 1 for asked in found.values() for at in grid.snapshots(asked))
+    assert all(0 <= at <= 1 for asked in found.values() for at in snapshots(asked))
 
 
 # ------------------------------------------------------------------ claims
@@ -424,13 +449,12 @@ def test_every_shipped_claim_is_about_trainings_of_its_figure(scale):
     for name, figure in project.figures.items():
         if not figure.claims:
             continue
-        spec = grid.claims_spec(project, name)
+        spec = claims_spec(project, name)
         assert [claim["number"] for claim in spec["claims"]] == [claim.number for claim in figure.claims.list]
-        of_table = {grid.table_path(project, f): f for f, figure in project.figures.items() if figure.grid}
         pairs = [(claim, contrast) for claim in spec["claims"] for contrast in claim["contrasts"]]
         for claim, contrast in pairs:
-            assert contrast["table"] in grid.sources(project, name)
-            about = of_table[contrast["table"]]
+            about = contrast["figure"]
+            assert table_path(project, about) in sources(project, name)
             recipes = project.scale.panels[project.figures[about].grid.panels]
             assert claim["recipes"]
             assert set(claim["recipes"]) <= set(recipes)
@@ -438,7 +462,7 @@ def test_every_shipped_claim_is_about_trainings_of_its_figure(scale):
             assert terms
             assert all(terms), "a mean over something"
             paths = {f"{r}/{a}/{m}/{s}" for r in recipes for term in terms for a, m, s in term}
-            assert paths <= set(grid.table_spec(project, about)["cells"])
+            assert paths <= set(table_spec(project, about)["cells"])
             assert contrast["plus"] != contrast["minus"]
             assert all(effect.weights for effect in effects_of(contrast))
             assert contrast["over"] == "each" or contrast["expect"] not in ("similar", "different")
@@ -470,7 +494,7 @@ def compared() -> Project:
 
 @pytest.mark.parametrize("term", TERMS)
 def test_a_term_is_the_cells_that_it_names(compared, term):
-    assert grid.term_cells(compared, "fig0", term) == TERMS[term]
+    assert term_cells(compared, "fig0", term) == TERMS[term]
 
 
 WRONG_TERMS = {
@@ -494,7 +518,7 @@ WRONG_TERMS = {
 @pytest.mark.parametrize("term", WRONG_TERMS)
 def test_a_wrong_term_is_one_message(compared, term, side):
     with pytest.raises(NmeError) as caught:
-        grid.claims_spec(with_claim(compared, **{side: [term]}), "claims")
+        claims_spec(with_claim(compared, **{side: [term]}), "claims")
     for part in ["claims: contrast 'GELU − ReLU'", *WRONG_TERMS[term]]:
         assert part in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -529,7 +553,7 @@ def test_a_claim_about_a_figure_without_accuracies_is_one_message(compared, figu
     project = compared.model_copy(update={"figures": {**compared.figures, **({figure: other} if other else {})}})
     project = with_claim(project, figure) if where == "claim" else with_claim(project, of=figure)
     with pytest.raises(NmeError) as caught:
-        grid.claims_spec(project, "claims")
+        claims_spec(project, "claims")
     assert f"contrast 'GELU − ReLU': unknown figure with accuracies '{figure}'" in str(caught.value)
     assert "(allowed: fig0)" in str(caught.value)
 
@@ -538,21 +562,21 @@ def test_a_claim_about_a_figure_without_accuracies_is_one_message(compared, figu
 def test_a_trace_needs_a_figure_that_measures_traces(compared, figure):
     others = {"fig1": figure_of(MEASURING), "fig3": figure_of(TRACES, **MANY)}
     project = compared.model_copy(update={"figures": {**compared.figures, **others}})
-    assert grid.claims_spec(with_claim(project, "fig3", trace="H"), "claims")
+    assert claims_spec(with_claim(project, "fig3", trace="H"), "claims")
     with pytest.raises(NmeError) as caught:
-        grid.claims_spec(with_claim(project, figure, trace="H"), "claims")
+        claims_spec(with_claim(project, figure, trace="H"), "claims")
     assert f"unknown figure with traces '{figure}'" in str(caught.value)
     assert "(allowed: fig3)" in str(caught.value)
 
 
 def test_settings_of_claims(compared):
-    spec = grid.claims_spec(with_claim(compared), "claims")
+    spec = claims_spec(with_claim(compared), "claims")
     contrast = {
         "name": "GELU − ReLU",
         "expect": "similar",
         "over": "each",
         "trace": None,
-        "table": "results/tiny/tables/fig0.parquet",
+        "figure": "fig0",
         "plus": [[("gelu", "sgd", "0")]],
         "minus": [[("relu", "sgd", "0")]],
     }
@@ -568,7 +592,7 @@ def test_settings_of_claims(compared):
                 "recipes": ["mnist1d_cnn", "digits_mlp"],
             }
         ],
-        "version": grid.STAGE_VERSION["claims"],
+        "version": STAGE_VERSION["claims"],
     }
 
 
@@ -584,7 +608,7 @@ def test_settings_of_claims(compared):
     ],
 )
 def test_how_strengths_enter(compared, expect, over, found):
-    spec = grid.claims_spec(with_claim(compared, expect=expect, over=over), "claims")
+    spec = claims_spec(with_claim(compared, expect=expect, over=over), "claims")
     assert spec["claims"][0]["contrasts"][0]["over"] == found
 
 
@@ -595,12 +619,10 @@ def trend(*terms: str, **more) -> dict:
 def test_a_trend_is_in_ascending_order(compared):
     axes = {**AXES, "rho": [0.2, 0, 0.1], "beta": [4, 2]}
     project = project_with(figure_of(**MANY), **axes)
-    (claim,) = grid.claims_spec(with_claim(project, **trend("gelu/sam/rho", "relu/sgd,grad_norm/rho")), "claims")[
-        "claims"
-    ]
+    (claim,) = claims_spec(with_claim(project, **trend("gelu/sam/rho", "relu/sgd,grad_norm/rho")), "claims")["claims"]
     assert [cell[2] for cell in claim["contrasts"][0]["plus"][0]] == ["0", "0.1", "0.2"]
     assert [cell[1] for cell in claim["contrasts"][0]["minus"][0]] == ["sgd", "grad_norm", "grad_norm"]
-    (claim,) = grid.claims_spec(with_claim(project, **trend("beta_gelu-beta={beta}/sam/rho_small")), "claims")["claims"]
+    (claim,) = claims_spec(with_claim(project, **trend("beta_gelu-beta={beta}/sam/rho_small")), "claims")["claims"]
     assert [cell[0] for cell in claim["contrasts"][0]["plus"][0]] == ["beta_gelu-beta=2", "beta_gelu-beta=4"]
 
 
@@ -622,7 +644,7 @@ def test_a_trend_is_in_ascending_order(compared):
 )  # fmt: skip
 def test_terms_that_do_not_pair_up_are_one_message(compared, changes, part):
     with pytest.raises(NmeError) as caught:
-        grid.claims_spec(with_claim(compared, **changes), "claims")
+        claims_spec(with_claim(compared, **changes), "claims")
     assert "claims: contrast 'GELU − ReLU': " in str(caught.value)
     assert part in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -644,24 +666,24 @@ def test_a_claim_is_about_the_recipes_that_all_its_contrasts_have():
     panels = {**project.scale.panels, "slow": ["mnist1d_cnn_small_lr"]}
     project = project.model_copy(update={"scale": project.scale.model_copy(update={"panels": panels})})
     claim = {"number": 1, "says": "x", "figure": "fig0", "contrasts": [CONTRAST, {**CONTRAST, "figure": "fig1"}]}
-    assert grid.claims_spec(claims_of(project, claim), "claims")["claims"][0]["recipes"] == ["mnist1d_cnn"]
+    assert claims_spec(claims_of(project, claim), "claims")["claims"][0]["recipes"] == ["mnist1d_cnn"]
     claim["contrasts"] = [*claim["contrasts"], {**CONTRAST, "figure": "fig2"}]
     with pytest.raises(NmeError, match="claims: claim 1: its contrasts have no recipe in common"):
-        grid.claims_spec(claims_of(project, claim), "claims")
+        claims_spec(claims_of(project, claim), "claims")
 
 
 def test_claims_have_numbers_of_their_own(compared):
     claim = {"number": 4, "says": "x", "figure": "fig0", "contrasts": [CONTRAST]}
     with pytest.raises(NmeError, match="claims: number 4 is given to more than one claim"):
-        grid.claims_spec(claims_of(compared, claim, claim), "claims")
+        claims_spec(claims_of(compared, claim, claim), "claims")
 
 
 def test_a_contrast_may_be_of_another_figure(compared):
     project = compared.model_copy(update={"figures": {**compared.figures, "fig1": figure_of(**MANY)}})
     project = with_claim(project, of="fig1")
-    (claim,) = grid.claims_spec(project, "claims")["claims"]
-    assert (claim["figure"], claim["contrasts"][0]["table"]) == ("fig0", "results/tiny/tables/fig1.parquet")
-    assert grid.sources(project, "claims") == ["results/tiny/tables/fig1.parquet"], "the only one that is read"
+    (claim,) = claims_spec(project, "claims")["claims"]
+    assert (claim["figure"], claim["contrasts"][0]["figure"]) == ("fig0", "fig1")
+    assert sources(project, "claims") == ["results/tiny/tables/fig1.parquet"], "the only one that is read"
 
 
 # --------------------------------------------------------------------- map
@@ -674,11 +696,11 @@ MAPPED = {2: ["fig2"], 3: ["fig2"], 6: ["fig4"], 7: ["fig4"], 12: ["ablation"]}
 def test_the_shipped_map_reads_the_figures_of_its_claims_and_trains_nothing_of_its_own(scale):
     project = project_of(scale)
     read = ["fig2", "fig4", "ablation", "mechanism"]
-    assert grid.figures_read(project, "map") == read
-    assert grid.sources(project, "map") == [grid.table_path(project, name) for name in read]
-    assert grid.table_path(project, "map") == f"results/{scale}/map.parquet"
-    spec = grid.map_spec(project, "map")
-    assert json.loads(json.dumps(spec)) == json.loads(json.dumps(grid.map_spec(project, "map")))
+    assert figures_read(project, "map") == read
+    assert sources(project, "map") == [table_path(project, name) for name in read]
+    assert table_path(project, "map") == f"results/{scale}/map.parquet"
+    spec = map_spec(project, "map")
+    assert json.loads(json.dumps(spec)) == json.loads(json.dumps(map_spec(project, "map")))
     assert {claim["number"]: [c["figure"] for c in claim["contrasts"]] for claim in spec["claims"]} == MAPPED
     recipes = project.scale.panels["all"]
     assert [*spec["recipes"]] == recipes
@@ -733,7 +755,7 @@ def mapped(changes: dict, figures: dict | None = None, axes: dict | None = None,
 )  # fmt: skip
 def test_a_wrong_map_is_one_message(changes, more, message):
     with pytest.raises(NmeError) as caught:
-        grid.map_spec(mapped(changes, **more), "map")
+        map_spec(mapped(changes, **more), "map")
     assert str(caught.value) == message
 
 
@@ -741,7 +763,7 @@ def test_a_map_needs_a_figure_with_claims():
     project = project_of("tiny")
     figures = {name: figure for name, figure in project.figures.items() if not figure.claims}
     with pytest.raises(NmeError, match=r"there is no claim 2 \(allowed: none, as there is no figure"):
-        grid.map_spec(project.model_copy(update={"figures": figures}), "map")
+        map_spec(project.model_copy(update={"figures": figures}), "map")
 
 
 def test_a_setting_of_a_map_has_both_effects_and_shares():
@@ -752,21 +774,21 @@ def test_a_setting_of_a_map_has_both_effects_and_shares():
         grid_of = measured.grid.model_copy(update={"panels": "measured"})
         return mapped({}, {"mechanism": measured.model_copy(update={"grid": grid_of})}, panels={"measured": panels})
 
-    spec = grid.map_spec(over(["digits_mlp"]), "map")
+    spec = map_spec(over(["digits_mlp"]), "map")
     assert [*spec["recipes"]] == ["digits_mlp"]
     assert all(claim["recipes"] == ["digits_mlp"] for claim in spec["claims"])
     with pytest.raises(NmeError, match=r"map: map\.claims: claim 2 has no recipe with shares"):
-        grid.map_spec(over(["mnist1d_cnn_small_lr"]), "map")
+        map_spec(over(["mnist1d_cnn_small_lr"]), "map")
 
 
 def test_a_maps_caption_lists_its_settings():
-    said = grid.described(project_of("tiny"), "map")
+    said = scale_sentence(project_of("tiny"), "map")
     assert said == "Settings: (1) MNIST-1D, 2-layer CNN; (2) Digits 8×8, MLP. 2 seeds."
 
 
 @pytest.mark.parametrize("scale", ["tiny", "laptop"])
 def test_the_cost_of_a_map_is_that_of_the_figures_that_it_reads(scale):
-    from nme.plan import SPEED, Estimate, cost
+    from nme.grid.plan import SPEED, Estimate, cost
 
     project = project_of(scale)
     estimates = {device: Estimate(project, device) for device in SPEED}
@@ -779,13 +801,13 @@ def test_the_cost_of_a_map_is_that_of_the_figures_that_it_reads(scale):
 # ------------------------------------------- settings that decide a result
 
 
-CELL = grid.Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
+CELL = Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
 
 
 def train_settings(**changes) -> str:
     recipe = scale_of().recipes["digits_mlp"]
     recipe = type(recipe).model_validate({**recipe.model_dump(), **changes})
-    return json.dumps(grid.train_spec(recipe, CELL, range(2), []))
+    return json.dumps(train_spec(recipe, CELL, range(2), []))
 
 
 @pytest.mark.parametrize(
@@ -828,11 +850,11 @@ def recoloured(project: Project, kind: str, name: str) -> Project:
 def test_a_plot_depends_only_on_the_colours_that_it_shows():
     """Those of its lines: fig2 colours activations, fig5 methods, fig6 neither."""
     project = project_of("tiny")
-    before = {name: grid.plot_spec(project, name) for name in project.figures}
+    before = {name: plot_spec(project, name) for name in project.figures}
 
     def changed(kind: str, name: str) -> set[str]:
         after = recoloured(project, kind, name)
-        return {figure for figure in before if grid.plot_spec(after, figure) != before[figure]}
+        return {figure for figure in before if plot_spec(after, figure) != before[figure]}
 
     assert set(before["fig2"]["colours"]) == {"relu", "gelu"}
     assert {"sgd", "hessian_trace"} <= set(before["fig5"]["colours"])
@@ -847,7 +869,7 @@ def test_a_plot_depends_only_on_the_colours_that_it_shows():
 def test_a_figure_that_is_drawn_by_its_own_module_colours_activations():
     """As config.Figure allows: a grid with neither ``curves`` nor ``measure``."""
     project = project_with(figure_of(activation=["relu", "gelu"]))
-    assert set(grid.plot_spec(project, "fig0")["colours"]) == {"relu", "gelu"}
+    assert set(plot_spec(project, "fig0")["colours"]) == {"relu", "gelu"}
 
 
 def test_a_family_has_one_colour_unless_a_member_has_its_own():
@@ -857,14 +879,14 @@ def test_a_family_has_one_colour_unless_a_member_has_its_own():
     figure = figure_of(activation=["beta_gelu-beta={beta}"], curves=curves)
     project = project.model_copy(update={"figures": {"f": figure}})
     betas = [f"beta_gelu-beta={beta}" for beta in project.scale.axes["beta"]]
-    assert grid.plot_spec(project, "f")["colours"] == dict.fromkeys(betas, families)
-    own = grid.plot_spec(recoloured(project, "activation", betas[0]), "f")["colours"]
+    assert plot_spec(project, "f")["colours"] == dict.fromkeys(betas, families)
+    own = plot_spec(recoloured(project, "activation", betas[0]), "f")["colours"]
     assert own == {**dict.fromkeys(betas, families), betas[0]: "#123456"}
 
 
 def test_a_caption_says_which_values_and_how_many_combinations():
     project = project_with(figure_of(**MANY), **AXES)
-    said = grid.described(project, "fig0")
+    said = scale_sentence(project, "fig0")
     assert "rho 0, 0.1, 0.2" in said
     assert "beta 2, 4" in said
     assert "probes 1, 3" in said
@@ -888,23 +910,23 @@ def noisy_project() -> Project:
 def test_a_caption_names_the_label_noise():
     project = noisy_project()
     sentence = " 25 % of the training labels of 'digits_noisy' are random; test labels are clean."
-    assert grid.described(project, "both").endswith(sentence)
-    assert "labels" not in grid.described(project, "clean")
+    assert scale_sentence(project, "both").endswith(sentence)
+    assert "labels" not in scale_sentence(project, "clean")
 
 
 def test_two_datasets_of_one_source_have_files_and_settings_of_their_own():
     project = noisy_project()
-    clean, noisy = (set(grid.dataset_files(project, recipe).values()) for recipe in ("digits_mlp", "noisy"))
+    clean, noisy = (set(dataset_files(project, recipe).values()) for recipe in ("digits_mlp", "noisy"))
     assert len(clean) == len(noisy) == 3
     assert not clean & noisy
-    assert grid.dataset_spec(project, "digits_noisy") == {
-        **grid.dataset_spec(project, "digits"),
+    assert dataset_spec(project, "digits_noisy") == {
+        **dataset_spec(project, "digits"),
         "dataset": "digits_noisy",
         "test": None,
         "label_noise": 0.25,
     }
-    assert grid.dataset_spec(project, "digits")["source"] == "digits"
-    one, other = (grid.train_spec(project.scale.recipes[r], CELL, range(2), []) for r in ("digits_mlp", "noisy"))
+    assert dataset_spec(project, "digits")["source"] == "digits"
+    one, other = (train_spec(project.scale.recipes[r], CELL, range(2), []) for r in ("digits_mlp", "noisy"))
     assert one != other
 
 
@@ -912,13 +934,13 @@ def test_more_seeds_on_the_users_page_train_only_new_members():
     few, many = (load_project({"scale": "tiny", "seeds": seeds}, ROOT / "config") for seeds in (2, 6))
     assert {recipe.seeds_per_job for recipe in few.scale.recipes.values()} == {2}
     for figure in (figure for figure in few.figures.values() if figure.grid):
-        before, after = (set(grid.training_jobs(figure, project.scale)) for project in (few, many))
+        before, after = (set(training_jobs(figure, project.scale)) for project in (few, many))
         assert after - before == {(cell, seeds) for cell, _ in before for seeds in (range(2, 4), range(4, 6))}
         assert before < after
-    measured = grid.measurements(few)
-    assert measured == grid.measurements(many), "a cell that is there keeps its networks at the same times"
+    measured = measurements(few)
+    assert measured == measurements(many), "a cell that is there keeps its networks at the same times"
     for dataset in few.scale.datasets:
-        assert grid.dataset_spec(few, dataset) == grid.dataset_spec(many, dataset)
+        assert dataset_spec(few, dataset) == dataset_spec(many, dataset)
 
 
 def test_the_scales_seeds_are_taken_where_the_users_page_has_none():
@@ -928,8 +950,8 @@ def test_the_scales_seeds_are_taken_where_the_users_page_has_none():
 
 def test_a_table_depends_on_its_cells_and_seeds():
     project = project_of("tiny")
-    spec = grid.table_spec(project, "fig2")
-    assert spec["cells"] == [cell.path for cell in grid.cells(project.figures["fig2"], project.scale)]
+    spec = table_spec(project, "fig2")
+    assert spec["cells"] == [cell.path for cell in grid_cells.cells(project.figures["fig2"], project.scale)]
     assert spec["seeds"] == project.scale.seeds
     assert set(spec["recipes"]) == set(project.scale.panels["all"])
     assert {name: recipe["chance"] for name, recipe in spec["recipes"].items()} == {
@@ -937,24 +959,24 @@ def test_a_table_depends_on_its_cells_and_seeds():
         "digits_mlp": 0.1,
     }
     assert not spec["measured"]
-    assert grid.table_spec(project, "fig6")["measured"]
+    assert table_spec(project, "fig6")["measured"]
     more = project.model_copy(update={"scale": scale_of(seeds=3)})
-    assert grid.table_spec(more, "fig2") != spec
+    assert table_spec(more, "fig2") != spec
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_settings_are_json(scale):
     project = project_of(scale)
-    specs = [grid.dataset_spec(project, dataset) for dataset in project.scale.datasets]
-    measured = grid.measurements(project)
+    specs = [dataset_spec(project, dataset) for dataset in project.scale.datasets]
+    measured = measurements(project)
     for name, figure in project.figures.items():
-        specs += [grid.plot_spec(project, name)]
-        specs += [grid.landscape_spec(figure)] if figure.landscape else []
-        specs += [grid.table_spec(project, name)] if figure.grid else []
-        for cell, seeds in grid.training_jobs(figure, project.scale) if figure.grid else []:
-            at = grid.snapshots(measured.get(cell, {}))
-            specs += [grid.train_spec(project.scale.recipes[cell.recipe], cell, seeds, at)]
-            specs += [grid.measure_spec(project, cell, seeds, measured[cell])] if figure.measure else []
+        specs += [plot_spec(project, name)]
+        specs += [landscape_spec(figure)] if figure.landscape else []
+        specs += [table_spec(project, name)] if figure.grid else []
+        for cell, seeds in training_jobs(figure, project.scale) if figure.grid else []:
+            at = snapshots(measured.get(cell, {}))
+            specs += [train_spec(project.scale.recipes[cell.recipe], cell, seeds, at)]
+            specs += [measure_spec(project, cell, seeds, measured[cell])] if figure.measure else []
     for spec in specs:
         assert json.loads(json.dumps(spec)) == spec
 
@@ -974,7 +996,7 @@ def measure_settings(quantity="second_derivatives", at=(0, 1), measurement=None,
     recipe = scale.recipes["digits_mlp"]
     recipes = {"digits_mlp": type(recipe).model_validate({**recipe.model_dump(), **changes})}
     project = project_of("tiny").model_copy(update={"scale": scale.model_copy(update={"recipes": recipes})})
-    return json.dumps(grid.measure_spec(project, CELL, range(2), {quantity: list(at)}))
+    return json.dumps(measure_spec(project, CELL, range(2), {quantity: list(at)}))
 
 
 def test_what_is_measured_on_what_is_in_the_settings():
@@ -992,7 +1014,7 @@ def test_what_is_measured_on_what_is_in_the_settings():
 
 def test_snapshots_are_in_the_settings_of_a_training():
     recipe = scale_of().recipes["digits_mlp"]
-    without, with_them = (grid.train_spec(recipe, CELL, range(2), at) for at in ([], [0, 1]))
+    without, with_them = (train_spec(recipe, CELL, range(2), at) for at in ([], [0, 1]))
     assert without != with_them
     assert {k: v for k, v in without.items() if k != "snapshots"} == {
         k: v for k, v in with_them.items() if k != "snapshots"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from image_trees import CLASSES, Small, write_tree
 
-from nme.datasets import DATASETS, Places
+from nme.datasets import DATASETS
+from nme.datasets.base import Places
 from nme.errors import NmeError
 
 

@@ -9,9 +9,10 @@ import torch
 import yaml
 from scipy.special import ndtr
 
-from nme import parquet
 from nme.activations import ACTIVATIONS
-from nme.curvature.landscape import Network, landscape
+from nme.curvature.landscape import Network
+from nme.outputs import parquet
+from nme.stages.landscape import landscape
 
 ROOT = Path(__file__).parents[2]
 WIDTHS = [2, 5, 4]

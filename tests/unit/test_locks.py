@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from nme.device import take_place
-from nme.locks import at_work, lock_of, one_at_a_time
+from nme.outputs.locks import at_work, lock_of, one_at_a_time
+from nme.runtime.device import take_place
 
 FORK = multiprocessing.get_context("fork")
 

@@ -10,9 +10,10 @@ import pytest
 from claims_examples import contrast_of, table_of
 from scipy.stats import spearmanr, t
 
-from nme import parquet
+from nme.claims.effects_map import dependence, effects_and_shares, shares_of
 from nme.errors import NmeError
-from nme.map import dependence, effects_and_shares, shares_of, write_map
+from nme.outputs import parquet
+from nme.stages.map import write_map
 
 SEEDS = range(4)
 RECIPES = ("a", "b", "c", "d", "e")
@@ -211,9 +212,9 @@ def test_tables_that_lack_something_are_one_message():
     for tables, part in [
         (
             {"fig4": table, "mechanism": shares()},
-            "needs the table of fig2, which was not given (given: fig4, mechanism)",
+            "the table of fig2 is needed and was not given (given: fig4, mechanism)",
         ),
-        ({"fig2": table}, "needs the table of mechanism"),
+        ({"fig2": table}, "the table of mechanism is needed"),
         ({"fig2": table[table["recipe"] != "c"], "mechanism": shares()}, "have no recipe c; make them again"),
         ({"fig2": table, "mechanism": shares().query("recipe != 'd'")}, "have no recipe d; make them again"),
         ({"fig2": table[table["strength"] != 0.1], "mechanism": shares()}, "no value of a/gelu/grad_norm/0.1"),

@@ -15,17 +15,21 @@ from scipy.stats import norm
 from specs import spec_in_memory
 from torch import nn
 
-from nme import batches, grid, parquet
 from nme.activations import ACTIVATIONS
-from nme.checkpoint import read_snapshot
-from nme.config import load_project
+from nme.config.project import load_project
 from nme.curvature.sparsity import largest_second_derivative, nonzero_second_derivatives
-from nme.datasets import Places
+from nme.data.load import load
+from nme.datasets.base import Places
+from nme.derivatives.activate import Activate
 from nme.errors import NmeError
-from nme.measure import QUANTITIES, Value, measure
-from nme.models.layers import Activate
-from nme.prepare import prepare
-from nme.train import train
+from nme.grid.cells import Cell
+from nme.grid.specs import measure_spec
+from nme.outputs import parquet
+from nme.quantities import QUANTITIES, Value
+from nme.stages.measure import measure
+from nme.stages.prepare import prepare
+from nme.stages.train import train
+from nme.training.snapshots import read_snapshot
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -148,9 +152,9 @@ def settings(quantities: dict[str, list[float]], **changes) -> dict:
     recipe = TINY.scale.recipes["digits_mlp"].model_copy(update={"batch_size": 16, **changes})
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"batch_norm": True, "widths": [4, 3]})})
     scale = TINY.scale.model_copy(update={"measurement": measurement, "recipes": {"digits_mlp": recipe}})
-    cell = grid.Cell.of("digits_mlp", "gelu", "sgd", 0)
+    cell = Cell.of("digits_mlp", "gelu", "sgd", 0)
     project = TINY.model_copy(update={"scale": scale})
-    return json.loads(json.dumps(grid.measure_spec(project, cell, SEEDS, quantities)))
+    return json.loads(json.dumps(measure_spec(project, cell, SEEDS, quantities)))
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +215,7 @@ def test_a_quantity_is_given_a_fixed_balanced_part_of_the_training_data(data, ke
     for _, batch, *_ in seen:
         assert torch.equal(batch.inputs, inputs)
         assert torch.equal(batch.labels, labels)
-    split, _, _ = batches.load(data, CPU)
+    split, _, _ = load(data, CPU)
     every = split.batch(torch.arange(len(split.labels)), "none", torch.Generator()).inputs
     where = [(every - one).flatten(1).abs().amax(1).argmin().item() for one in inputs]
     assert len(set(where)) == EXAMPLES, "each example once"
@@ -221,10 +225,10 @@ def test_a_quantity_is_given_a_fixed_balanced_part_of_the_training_data(data, ke
 
 def test_a_quantity_on_training_batches_is_given_those_of_the_recipe(data, kept, seen, tmp_path, monkeypatch):
     """For all networks of a seed the same ones, of the training data; other seeds have others."""
-    monkeypatch.setattr("nme.measure.ON_TRAINING_BATCHES", {"spy"})
+    monkeypatch.setattr("nme.stages.measure.ON_TRAINING_BATCHES", {"spy"})
     spec = settings({"spy": TIMES}, micro_batch=8) | {"update_batches": 2}
     measure(spec, data, kept, tmp_path / "measured.parquet", CPU)
-    split, _, _ = batches.load(data, CPU)
+    split, _, _ = load(data, CPU)
     every = split.batch(torch.arange(len(split.labels)), "none", torch.Generator()).inputs
     found = {seed: [] for seed in SEEDS}
     for _, given, _, seed in seen:

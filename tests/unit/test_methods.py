@@ -14,9 +14,9 @@ from dense_reference import NETWORKS, PLACES, Dense, central_differences, exampl
 from registry_examples import each_activation_and_place
 
 from nme.activations import ACTIVATIONS
+from nme.derivatives.batch import Batch
 from nme.methods import METHODS
-from nme.products import Batch
-from nme.streams import stream
+from nme.runtime.random_streams import stream
 
 GELU = ACTIVATIONS.parse("gelu")
 RHO = 0.3
@@ -287,14 +287,14 @@ def test_jobs_do_not_import_a_compiler_or_an_algebra():
     """Each would take a second of every job."""
     script = """
 import sys, torch
-from nme import measure, train
 from nme.activations import ACTIVATIONS
 from nme.curvature import Curvature
-from nme.device import prepare_device
+from nme.derivatives.batch import Batch
+from nme.runtime.device import prepare_device
 from nme.methods import METHODS
 from nme.models import MODELS
-from nme.products import Batch
-from nme.streams import stream
+from nme.runtime.random_streams import stream
+from nme.stages import measure, train
 prepare_device("cpu", 1)
 settings = {"name": "cnn", "channels": [2], "kernel": 3, "stride": 2, "batch_norm": True}
 model = MODELS["cnn"](**settings).build((1, 5, 5), 3, ACTIVATIONS.parse("gelu"))
@@ -313,7 +313,7 @@ print(*{"sympy", "torch._dynamo", "torch._inductor", "pandas"} & set(sys.modules
 def test_memory_that_a_step_frees_is_there_for_the_next_one():
     script = """
 import resource, torch
-from nme.device import prepare_device
+from nme.runtime.device import prepare_device
 prepare_device("cpu", 1)
 def step():
     kept = [torch.ones(2**14) for _ in range(160)]

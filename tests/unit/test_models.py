@@ -9,10 +9,10 @@ from registry_examples import each_activation_and_place
 from torch import nn
 
 from nme.activations import ACTIVATIONS
+from nme.derivatives.activate import Activate
+from nme.derivatives.modes import differentiated_twice
 from nme.errors import NmeError
 from nme.models import MODELS
-from nme.models.differentiation import differentiated_twice
-from nme.models.layers import Activate
 
 # Small settings of each model; a new model needs one line here.
 SETTINGS = {

@@ -5,9 +5,10 @@ import torch
 from dense_reference import NETWORKS, Dense, central_differences, example, flat, relative_error, signs
 
 from nme.activations import ACTIVATIONS
+from nme.derivatives.batch import Batch, Split
+from nme.derivatives.products import batch_gradient, hessian_product
 from nme.methods import METHODS
-from nme.products import Batch, Split, batch_gradient, hessian_product
-from nme.streams import stream
+from nme.runtime.random_streams import stream
 
 GELU = ACTIVATIONS.parse("gelu")
 STRENGTH = 0.3

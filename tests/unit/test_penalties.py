@@ -14,10 +14,10 @@ from torch.func import functional_call, jacrev
 
 from nme.activations import ACTIVATIONS
 from nme.curvature import Curvature
+from nme.derivatives.batch import Batch
 from nme.methods import METHODS
 from nme.models import MODELS
-from nme.products import Batch
-from nme.streams import stream
+from nme.runtime.random_streams import stream
 
 GELU = ACTIVATIONS.parse("gelu")
 STRENGTH = 0.3

@@ -6,14 +6,16 @@ import pytest
 import torch
 from dense_reference import flat, relative_error
 
-from nme import train
 from nme.activations import ACTIVATIONS
-from nme.config import Recipe
-from nme.device import prepare_device
+from nme.config.scale import Recipe
+from nme.derivatives.batch import Batch
+from nme.derivatives.products import batch_gradient, logits_of
 from nme.methods import METHODS
 from nme.models import MODELS
-from nme.products import Batch, batch_gradient, logits_of
-from nme.streams import stream
+from nme.runtime.device import prepare_device
+from nme.runtime.random_streams import stream
+from nme.training import member
+from nme.training.member import Job
 
 NETWORKS = {
     "mlp": ((1, 8, 8), {"widths": [64, 64], "batch_norm": True}),
@@ -35,7 +37,7 @@ def network(name, activation="gelu", examples=64):
 
 
 def direction(method, model, batch, compiled=False, seed=0):
-    update = train.compiled(method.update) if compiled else method.update
+    update = member.compiled(method.update) if compiled else method.update
     return flat(update(deepcopy(model), batch, STRENGTH, stream(seed, "noise")).direction)
 
 
@@ -78,13 +80,13 @@ def test_images_in_another_memory_order_give_the_same_direction(method):
 def test_a_recipe_says_which(monkeypatch):
     settings = {"dataset": "digits", "model": {"name": "wide_resnet", "depth": 10, "widen": 1}, "epochs": 1}
     recipe = Recipe(**settings, batch_size=8, learning_rate=0.1, precision="bf16", channels_last=True, compile=True)
-    job = train.Job(recipe, "gelu", METHODS.parse("sgd"), 0.0, None, None, 10, torch.device("cpu"))
+    job = Job(recipe, "gelu", METHODS.parse("sgd"), 0.0, None, None, 10, torch.device("cpu"))
     inputs = job.as_computed(torch.randn(8, 3, 8, 8))
     assert inputs.dtype == torch.bfloat16
     assert inputs.is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(train, "compiled", lambda update: "compiled")
+    monkeypatch.setattr(member, "compiled", lambda update: "compiled")
     assert job.update == "compiled"
-    prescribed = train.Job(recipe, "augmented_relu-beta=2", METHODS.parse("sgd"), 0.0, None, None, 10, None)
+    prescribed = Job(recipe, "augmented_relu-beta=2", METHODS.parse("sgd"), 0.0, None, None, 10, None)
     assert prescribed.update == prescribed.method.update, "a compiler does not follow it"
 
 

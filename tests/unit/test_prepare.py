@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from specs import spec_in_memory
 
-from nme import batches
-from nme.datasets import DATASETS, Dataset, Places, Raw, Split
+from nme.data.load import load
+from nme.data.prepared import class_balanced, with_label_noise
+from nme.datasets import DATASETS
+from nme.datasets.base import Dataset, Places, Raw, Split
 from nme.errors import NmeError
-from nme.prepare import class_balanced, prepare, with_label_noise
+from nme.stages.prepare import prepare
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 CPU = torch.device("cpu")
@@ -49,7 +51,7 @@ def prepared(request, tmp_path_factory) -> tuple[Dataset, Raw, Path]:
 
 def test_what_is_read_back_is_what_was_there(prepared):
     dataset, raw, folder = prepared
-    train, test, manifest = batches.load(folder / "manifest.json", CPU)
+    train, test, manifest = load(folder / "manifest.json", CPU)
     for found, expected in ((train, raw.train), (test, raw.test)):
         np.testing.assert_array_equal(found.inputs.numpy(), expected.inputs)
         np.testing.assert_array_equal(found.labels.numpy(), expected.labels)
@@ -97,7 +99,7 @@ def test_training_inputs_are_standardised_per_channel(tmp_path, monkeypatch):
                                          "read": lambda self, places: Raw(*splits, "here")})  # fmt: skip
     monkeypatch.setitem(DATASETS, "colour", colour)
     prepare(spec_in_memory("colour"), Places(), tmp_path)
-    train, test, _ = batches.load(tmp_path / "manifest.json", CPU)
+    train, test, _ = load(tmp_path / "manifest.json", CPU)
     standardised = train.batch(torch.arange(60), "none", torch.Generator()).inputs.double().transpose(0, 1).flatten(1)
     torch.testing.assert_close(standardised.mean(1), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-6)
     torch.testing.assert_close(standardised.std(1, correction=0), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-6)
@@ -108,7 +110,7 @@ def test_training_inputs_are_standardised_per_channel(tmp_path, monkeypatch):
 def test_subsets_are_of_the_raw_data(tmp_path):
     prepare(spec_in_memory("digits", 100, 55), Places(), tmp_path)
     raw = DATASETS["digits"]().read(Places())
-    train, test, manifest = batches.load(tmp_path / "manifest.json", CPU)
+    train, test, manifest = load(tmp_path / "manifest.json", CPU)
     for name, found, split, size in (("train", train, raw.train, 100), ("test", test, raw.test, 55)):
         assert len(found.labels) == size
         chosen = class_balanced(split.labels, size, 10, "")
@@ -213,7 +215,7 @@ def test_a_noisy_dataset_differs_in_training_labels_only(tmp_path):
         prepare(spec, Places(), tmp_path)
         chosen = class_balanced(raw.train.labels, size, 10, "")
         tested = class_balanced(raw.test.labels, 50, 10, "")
-        train, test, manifest = batches.load(tmp_path / "manifest.json", CPU)
+        train, test, manifest = load(tmp_path / "manifest.json", CPU)
         np.testing.assert_array_equal(train.inputs.numpy(), raw.train.inputs[chosen])
         np.testing.assert_array_equal(train.labels.numpy(), noisy[chosen])
         np.testing.assert_array_equal(test.inputs.numpy(), raw.test.inputs[tested])
@@ -265,13 +267,13 @@ def manifest(tmp_path) -> Path:
 
 def test_a_missing_manifest_is_named(manifest):
     manifest.unlink()
-    assert str(manifest) in message(batches.load, manifest, CPU)
+    assert str(manifest) in message(load, manifest, CPU)
 
 
 @pytest.mark.parametrize("content", ["", "{", "\0"])
 def test_a_damaged_manifest_is_named(manifest, content):
     manifest.write_text(content)
-    text = message(batches.load, manifest, CPU)
+    text = message(load, manifest, CPU)
     assert f"{manifest}: cannot be read" in text
     assert "prepare the dataset again" in text
 
@@ -284,7 +286,7 @@ def test_a_missing_or_truncated_file_is_named(manifest, name, keep):
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:keep])
-    text = message(batches.load, manifest, CPU)
+    text = message(load, manifest, CPU)
     assert f"{path}: cannot be read" in text
     assert "prepare the dataset again" in text
 
@@ -292,13 +294,13 @@ def test_a_missing_or_truncated_file_is_named(manifest, name, keep):
 def test_a_file_of_another_preparation_is_named(manifest, tmp_path):
     prepare(spec_in_memory("digits", 40, 20), Places(), tmp_path / "other")
     (tmp_path / "other" / "train.arrow").replace(manifest.with_name("train.arrow"))
-    text = message(batches.load, manifest, CPU)
+    text = message(load, manifest, CPU)
     assert "train.arrow: is not the file that manifest.json describes; prepare the dataset again" in text
 
 
 def test_reading_copies_nothing(manifest):
     """The file is mapped, not read into memory: many jobs on one machine share it."""
-    train, _, _ = batches.load(manifest, CPU)
+    train, _, _ = load(manifest, CPU)
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("where memory is mapped is read from /proc, which is not there")
@@ -314,7 +316,7 @@ def test_reading_copies_nothing(manifest):
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real image data are not at {REAL}")
 def test_real_fashion_from_its_read_only_folder(tmp_path):
     prepare(spec_in_memory("fashion_mnist", 1000, 500), Places((REAL,)), tmp_path)
-    train, test, manifest = batches.load(tmp_path / "manifest.json", CPU)
+    train, test, manifest = load(tmp_path / "manifest.json", CPU)
     assert train.inputs.shape == (1000, 1, 28, 28)
     assert test.inputs.shape == (500, 1, 28, 28)
     assert manifest["splits"]["train"]["per_class"] == [100] * 10

@@ -10,13 +10,13 @@ import torch
 from dense_reference import flat, relative_error
 from torch import distributed
 
-from nme import processes
-from nme.batches import Data
-from nme.config import Recipe
+from nme.config.scale import Recipe
+from nme.data.in_memory import Data
 from nme.errors import NmeError
 from nme.methods import METHODS
-from nme.streams import stream
-from nme.train import Job, Member
+from nme.runtime import processes
+from nme.runtime.random_streams import stream
+from nme.training.member import Job, Member
 
 RECIPE = {
     "dataset": "digits",

@@ -9,15 +9,10 @@ from registry_examples import each_activation_and_place
 from torch import nn
 
 from nme.activations import ACTIVATIONS
-from nme.products import (
-    Batch,
-    Gradient,
-    batch_gradient,
-    cross_entropy,
-    hessian_product,
-    norm,
-    pairing,
-)
+from nme.derivatives.batch import Batch
+from nme.derivatives.cross_entropy import cross_entropy
+from nme.derivatives.products import Gradient, batch_gradient, hessian_product, pairing
+from nme.derivatives.vectors import norm
 
 GELU = ACTIVATIONS.parse("gelu")
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from specs import spec_in_memory
 
-from nme import batches
-from nme.config import Recipe
-from nme.datasets import Places
+from nme.config.scale import Recipe
+from nme.data.load import load
+from nme.datasets.base import Places
 from nme.errors import NmeError
 from nme.methods import METHODS
-from nme.prepare import prepare
-from nme.train import Job, Member
+from nme.stages.prepare import prepare
+from nme.training.member import Job, Member
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def prepared(request, folder, tmp_path_factory):
     prepare(spec, Places((folder,)), output, threads=2)
     settings = {"epochs": 1, "warmup_epochs": 0.2, "threads": 2, **RECIPES[request.param]}
     recipe = Recipe(dataset=request.param, **settings)
-    return recipe, batches.load(output / "manifest.json", CPU, recipe.resolution, workers=1)
+    return recipe, load(output / "manifest.json", CPU, recipe.resolution, workers=1)
 
 
 def losses(prepared, method, steps):
@@ -123,7 +123,7 @@ def test_all_classes_of_imagenet_are_prepared(tmp_path):
     prepare(spec_in_memory("imagenet", **STORED), Places((tmp_path,)), tmp_path / "out", threads=2)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert [split["per_class"] for split in manifest["splits"].values()] == [[1] * 1000] * 2
-    train, _, _ = batches.load(tmp_path / "out/manifest.json", CPU, 64, 0)
+    train, _, _ = load(tmp_path / "out/manifest.json", CPU, 64, 0)
     batch = train.batch(torch.arange(50), "none", torch.Generator())
     assert batch.inputs.shape == (50, 3, 64, 64)
     assert torch.equal(batch.labels, train.labels[:50])

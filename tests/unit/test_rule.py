@@ -8,10 +8,10 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import chi, norm, t
 
-from nme import grid
-from nme.config import load_project
-from nme.contrasts import effects_of
-from nme.statistics import Diverged, combine, combine_contrasts, judge, verdicts
+from nme.claims.contrasts import effects_of
+from nme.claims.statistics import Diverged, combine, combine_contrasts, judge, verdicts
+from nme.config.project import load_project
+from nme.grid.claims import claims_spec
 
 ROOT = Path(__file__).parents[2]
 DELTA, FAR, RECIPES = 1.0, 50.0, 2
@@ -21,7 +21,7 @@ SPREADS, SEEDS = (0.5, 1, 3), (5, 15)  # standard deviation of a paired differen
 
 def shipped() -> list[list[tuple[str, str, int]]]:
     """The claims as they are configured: expectation, ``over`` and number of effects of each of their contrasts."""
-    spec = grid.claims_spec(load_project({"scale": "laptop"}, ROOT / "config"), "claims")
+    spec = claims_spec(load_project({"scale": "laptop"}, ROOT / "config"), "claims")
     return [[(c["expect"], c["over"], len(effects_of(c))) for c in claim["contrasts"]] for claim in spec["claims"]]
 
 

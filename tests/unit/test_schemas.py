@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
-from nme.config import write_schemas
+from nme.config.schemas import write_schemas
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "workflow/schemas"

@@ -15,11 +15,12 @@ from image_trees import CLASSES, Small, picture, spec_of, write_tree
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
-from nme import prepare_shards
-from nme.datasets import DATASETS, Places
+from nme.data import write_shards as prepare_shards
+from nme.data.shards import write_shard
+from nme.datasets import DATASETS
+from nme.datasets.base import Places
 from nme.errors import NmeError
-from nme.prepare import prepare
-from nme.shards import write_shard
+from nme.stages.prepare import prepare
 
 AS_THEY_ARE = {"short_side": 1000}
 

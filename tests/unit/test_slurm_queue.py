@@ -3,7 +3,7 @@
 import pytest
 
 from nme.errors import NmeError
-from nme.slurm import check_earlier_jobs
+from nme.workflow.slurm import check_earlier_jobs
 
 RUN = "0c1d8a2e-5f3b-4c6d-9e7f-112233445566"
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, rankdata, spearmanr, ttest_1samp
 
-from nme.statistics import (
+from nme.claims.statistics import (
     Diverged,
     combine,
     combine_contrasts,

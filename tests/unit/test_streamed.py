@@ -16,16 +16,20 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as transforms
 
-from nme import batches, prepare_shards, streamed
-from nme.config import Recipe, Scale
-from nme.datasets import DATASETS, Places
+from nme.config.scale import Recipe, Scale
+from nme.data import streamed
+from nme.data import write_shards as prepare_shards
+from nme.data.augment import DRAWS, central_boxes, random_boxes, resized_crops
+from nme.data.examples import Examples
+from nme.data.load import load
+from nme.data.streamed import Streamed
+from nme.datasets import DATASETS
+from nme.datasets.base import Places
 from nme.errors import NmeError
 from nme.methods import METHODS
-from nme.prepare import prepare
-from nme.resized_crop import DRAWS, central_boxes, random_boxes, resized_crops
-from nme.streamed import Streamed
-from nme.streams import stream
-from nme.train import Job, Member
+from nme.runtime.random_streams import stream
+from nme.stages.prepare import prepare
+from nme.training.member import Job, Member
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*capabilities of TorchVision are deprecated:DeprecationWarning")
 
@@ -63,7 +67,7 @@ def manifest(tmp_path_factory) -> Path:
 
 
 def splits(manifest: Path, workers: int = 0) -> tuple[Streamed, Streamed]:
-    train, test, _ = batches.load(manifest, CPU, RESOLUTION, workers)
+    train, test, _ = load(manifest, CPU, RESOLUTION, workers)
     return train, test
 
 
@@ -202,7 +206,7 @@ class TestInOrder:
 
 class TestLoad:
     def test_has_the_numbers_of_the_training_split(self, manifest):
-        train, test, described = batches.load(manifest, CPU, RESOLUTION, 0)
+        train, test, described = load(manifest, CPU, RESOLUTION, 0)
         for split in (train, test):
             assert split.shape == (3, RESOLUTION, RESOLUTION)
             assert split.mean.flatten().tolist() == pytest.approx(described["mean"])
@@ -225,7 +229,7 @@ class TestLoad:
             flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
             path.write_bytes({"empty": b"", "half": whole[:middle], "end": whole[: n - 1], "a bit": flipped}[how])
         with pytest.raises(NmeError) as caught:
-            batches.load(tmp_path / "data" / "manifest.json", CPU, RESOLUTION, workers)
+            load(tmp_path / "data" / "manifest.json", CPU, RESOLUTION, workers)
         text = str(caught.value)
         assert text.startswith(f"{path}: ")
         assert text.endswith("prepare the dataset again")
@@ -243,7 +247,7 @@ class TestLoad:
 
     def test_a_resolution_is_needed(self, manifest):
         with pytest.raises(NmeError, match="resolution"):
-            batches.load(manifest, CPU)
+            load(manifest, CPU)
 
 
 # ------------------------------------------------------------------ crops
@@ -300,7 +304,7 @@ class TestResizedCrops:
         images, sizes = canvas(sides)
         augmented = Streamed([], [], torch.zeros(5), MEAN, STD, resolution, 0).augmented
         for augment in ("none", "resized_crop_flip"):
-            found = augmented(batches.Examples(images, torch.zeros(5), sizes), augment, stream(0, "augment"))
+            found = augmented(Examples(images, torch.zeros(5), sizes), augment, stream(0, "augment"))
             torch.testing.assert_close(found[0], ((images[0, :, :1, :1] - MEAN) / STD).expand_as(found[0]))
             assert found.amax() < (255 - MEAN.min()) / STD.min()
 

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from nme import parquet
 from nme.errors import NmeError
 from nme.figures.curves import over_seeds
-from nme.grid import Cell, jobs_of_seeds, measured_path, metrics_path
-from nme.tables import collect, write_table
-from nme.train import COLUMNS
+from nme.grid.cells import Cell, jobs_of_seeds
+from nme.grid.paths import measured_path, metrics_path
+from nme.outputs import parquet
+from nme.stages.tables import collect, write_table
+from nme.stages.train import COLUMNS
 
 MEASURED = ["train_loss", "train_accuracy", "gradient_norm", "test_loss", "test_accuracy"]
 CELLS = ["r/relu/sgd/0", "r/relu/grad_norm/0.1", "s/gelu/grad_norm-p=2/10"]

@@ -9,10 +9,10 @@ from registry_examples import each_activation_and_place
 from torch import nn
 
 from nme.activations import ACTIVATIONS
+from nme.derivatives.activate import Activate
+from nme.derivatives.batch import Batch
+from nme.derivatives.taylor import Taylor, quadratic_form
 from nme.errors import NmeError
-from nme.models.layers import Activate
-from nme.products import Batch
-from nme.taylor import Taylor, quadratic_form
 
 GELU = ACTIVATIONS.parse("gelu")
 

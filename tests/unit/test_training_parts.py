@@ -9,14 +9,16 @@ import torch
 from registry_examples import ACTIVATION_NUMBERS, METHOD_NUMBERS, every
 from torch import nn
 
-from nme import train
 from nme.activations import ACTIVATIONS
-from nme.batches import Data, Examples, crop_and_flip
-from nme.config import Recipe
+from nme.config.scale import Recipe
+from nme.data.augment import crop_and_flip
+from nme.data.examples import Examples
+from nme.data.in_memory import Data
+from nme.derivatives.activate import Activate
 from nme.methods import METHODS, Method
-from nme.models.layers import Activate
-from nme.streams import derived_seed, stream
-from nme.train import Job, Member, learning_rate
+from nme.runtime.random_streams import derived_seed, stream
+from nme.stages.train import COLUMNS
+from nme.training.member import Job, Member, learning_rate
 
 SETTINGS = {
     "dataset": "digits",
@@ -341,7 +343,7 @@ class TestMember:
 
     @pytest.mark.parametrize("size", [1, 4, 500])
     def test_test_loss_and_accuracy_are_means_over_all_test_examples(self, size, monkeypatch):
-        monkeypatch.setattr(train, "EVALUATION_BATCH", size)
+        monkeypatch.setattr("nme.training.member.EVALUATION_BATCH", size)
         member = Member(cell(), 0)
         steps(member, 3)
         loss, accuracy = member.evaluate()
@@ -375,7 +377,7 @@ class TestMember:
             assert row["gradient_norm"] == pytest.approx(norm, rel=1e-12)
             assert row["learning_rate"] == pytest.approx(0.1 * math.cos(math.pi * (epoch + 2.5 / 3) / 6) ** 2)
             assert row["seconds"] > 0
-            assert set(row) == set(train.COLUMNS.names)
+            assert set(row) == set(COLUMNS.names)
         assert (rows[5]["test_loss"], rows[5]["test_accuracy"]) == member.evaluate()
         assert member.rows == [rows[2], rows[5]]
 

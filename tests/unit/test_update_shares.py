@@ -10,16 +10,19 @@ from torch import nn
 from torch.nn import functional
 
 from nme.activations import ACTIVATIONS, Activation
-from nme.batches import Data, crop_and_flip
-from nme.config import Recipe, load_project
+from nme.config.project import load_project
+from nme.config.scale import Recipe
+from nme.curvature.update_shares import along_gradient, diminished, mean_and_error, numbers_of
+from nme.data.augment import crop_and_flip
+from nme.data.in_memory import Data
+from nme.data.training_batches import TrainingBatches
+from nme.derivatives.activate import Activate, activate
+from nme.derivatives.batch import Batch, Split
 from nme.errors import NmeError
-from nme.measure import QUANTITIES
+from nme.grid.plan import Estimate
 from nme.methods import METHODS
-from nme.models.layers import Activate
-from nme.plan import Estimate
-from nme.products import Batch, Split
-from nme.streams import stream
-from nme.update_shares import TrainingBatches, along_gradient, diminished, mean_and_error, numbers_of
+from nme.quantities import QUANTITIES
+from nme.runtime.random_streams import stream
 
 GELU = ACTIVATIONS.parse("gelu")
 PARTS = {"whole": (6,), "parts": (5, 5, 5)}
@@ -158,8 +161,8 @@ def test_near_interpolation_float32_is_float64():
 def test_the_twin_has_the_same_value_and_slope_and_no_second_derivative(activation):
     x = torch.linspace(-4, 4, 81, dtype=torch.float64).add_(0.01).requires_grad_()
     twin = activation.diminished()
-    assert torch.equal(twin(x), activation(x))
-    (slope,) = torch.autograd.grad(twin(x).sum(), x, create_graph=True)
+    assert torch.equal(activate(x, twin), activate(x, activation))
+    (slope,) = torch.autograd.grad(activate(x, twin).sum(), x, create_graph=True)
     torch.testing.assert_close(slope, activation.first(x), rtol=1e-12, atol=1e-14)
     (second,) = torch.autograd.grad(slope.sum(), x, allow_unused=True, materialize_grads=True)
     assert not second.any()
@@ -253,7 +256,7 @@ def data(examples: int = 20) -> Data:
 
 def chosen(number: int = 3, seed: int = 0, split: Data | None = None, **changes) -> list[Batch]:
     recipe = Recipe.model_validate({**RECIPE.model_dump(), "batch_size": 6, **changes})
-    return list(TrainingBatches(split or data(), recipe, seed, number))
+    return list(TrainingBatches(split or data(), recipe.batch_size, recipe.micro_batch, recipe.augment, seed, number))
 
 
 def test_batches_are_whole_ones_of_an_epoch_in_a_random_order():

@@ -54,8 +54,9 @@ def test_the_profile_of_a_machine_with_gpus(project):
 
 def test_planning_needs_no_torch(project):
     blocked = "import sys; sys.modules.update(torch=None, torchvision=None, sklearn=None, mnist1d=None)\n"
-    code = blocked + "from nme import config, grid; p = config.load_project({'scale': 'laptop'})\n"
-    code += "print(sum(len(grid.sources(p, name)) for name in p.figures))"
+    code = blocked + "from nme.config.project import load_project\nfrom nme.grid.paths import sources\n"
+    code += "p = load_project({'scale': 'laptop'})\n"
+    code += "print(sum(len(sources(p, name)) for name in p.figures))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=project.folder,

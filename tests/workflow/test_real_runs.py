@@ -7,8 +7,9 @@ import tarfile
 import pytest
 from workflow_project import ROOT
 
-from nme import grid
-from nme.parquet import read
+from nme.grid.cells import Cell
+from nme.grid.paths import metrics_path
+from nme.outputs.parquet import read
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +20,7 @@ SHARED = ROOT.parent / "shared" / "data"
 def images(tmp_path_factory):
     """A read-only folder with Fashion-MNIST as its four archives and CIFAR-10 as a folder of images."""
     if not SHARED.is_dir():
-        pytest.skip(f"no real images: {SHARED} is not there")
+        pytest.skip(f"the real image data are not at {SHARED}")
     folder = tmp_path_factory.mktemp("images")
     shutil.copytree(SHARED / "FashionMNIST", folder / "FashionMNIST")
     with tarfile.open(SHARED / "cifar10-imagefolder.tar.gz") as archive:
@@ -40,8 +41,8 @@ def test_the_workstation_scale_learns_on_real_images(project, images):
 
     project.edit("config/scales/workstation.yaml", shorten)
     project.edit("config/config.yaml", lambda config: config.update(data_dir=str(images)))
-    cells = [grid.Cell.of(r, "gelu", "grad_norm", 0.03) for r in ("fashion_mnist_cnn", "cifar10_cnn")]
-    targets = [grid.metrics_path("workstation", cell, range(1)) for cell in cells]
+    cells = [Cell.of(r, "gelu", "grad_norm", 0.03) for r in ("fashion_mnist_cnn", "cifar10_cnn")]
+    targets = [metrics_path("workstation", cell, range(1)) for cell in cells]
     before = sorted(os.listdir(images))
     project.snakemake(*targets, scale="workstation")
     assert sorted(os.listdir(images)) == before

@@ -4,9 +4,7 @@ import json
 
 import pytest
 
-from nme import grid
-
-pytestmark = pytest.mark.xdist_group("finished")
+from nme.grid.captions import scale_sentence
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +17,7 @@ def report(finished, tmp_path_factory) -> str:
 def test_the_report_has_every_figure_with_its_words(finished, report):
     project = finished.configuration()
     for name, figure in project.figures.items():
-        for words in (figure.title, grid.described(project, name)):
+        for words in (figure.title, scale_sentence(project, name)):
             assert json.dumps(words)[1:-1] in report
         assert f"figures/{name}.png" in report
         assert f"figures/{name}.pdf</tt>" in report, "the command that makes it"

@@ -10,10 +10,13 @@ import yaml
 from workflow_project import ROOT
 from workflow_project import jobs as planned
 
-from nme import grid
-from nme.config import Figure, load_project
-
-pytestmark = pytest.mark.xdist_group("finished")
+from nme.config.figure import Figure
+from nme.config.project import load_project
+from nme.grid import cells as grid_cells
+from nme.grid.cells import Cell, training_jobs
+from nme.grid.claims import claims_spec
+from nme.grid.paths import sources, table_path
+from nme.grid.specs import plot_spec
 
 CONFIG = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 TINY = load_project({**CONFIG, "scale": "tiny"}, ROOT / "config")
@@ -21,15 +24,15 @@ GRIDS = {name: figure for name, figure in TINY.figures.items() if figure.grid}
 CLAIMS = [name for name, figure in TINY.figures.items() if figure.claims]
 MEASURING = {name: figure for name, figure in GRIDS.items() if figure.measure}
 MAPS = [name for name, figure in TINY.figures.items() if figure.map]
-OF_MAPS = {path for name in MAPS for path in grid.sources(TINY, name)}
-OF_CLAIMS = {path for name in CLAIMS for path in grid.sources(TINY, name)}
+OF_MAPS = {path for name in MAPS for path in sources(TINY, name)}
+OF_CLAIMS = {path for name in CLAIMS for path in sources(TINY, name)}
 
-Wanted = Callable[[grid.Cell], bool]
+Wanted = Callable[[Cell], bool]
 
 
 def jobs(figures: dict, wanted: Wanted = lambda cell: True) -> set[tuple]:
     """Training jobs of these figures whose cell is wanted."""
-    return {job for figure in figures.values() for job in grid.training_jobs(figure, TINY.scale) if wanted(job[0])}
+    return {job for figure in figures.values() for job in training_jobs(figure, TINY.scale) if wanted(job[0])}
 
 
 def plan(**counts: int) -> dict[str, int]:
@@ -38,14 +41,14 @@ def plan(**counts: int) -> dict[str, int]:
 
 def from_tables(names: set[str], **more: int) -> dict[str, int]:
     """The tables of these figures, and what is made from them: claims and map if they read one, and the drawings."""
-    tables = {grid.table_path(TINY, name) for name in names}
+    tables = {table_path(TINY, name) for name in names}
     claims, maps = len(CLAIMS) if OF_CLAIMS & tables else 0, len(MAPS) if OF_MAPS & tables else 0
     return plan(**more, tables=len(names), claims=claims, map=maps, plot=len(names) + claims + maps)
 
 
 def trained_again(wanted: Wanted) -> dict[str, int]:
     """These cells are trained again, those of them that are measured are, and all is made that shows one."""
-    names = {name for name, figure in GRIDS.items() if any(map(wanted, grid.cells(figure, TINY.scale)))}
+    names = {name for name, figure in GRIDS.items() if any(map(wanted, grid_cells.cells(figure, TINY.scale)))}
     return from_tables(names, train=len(jobs(GRIDS, wanted)), measure=len(jobs(MEASURING, wanted)))
 
 
@@ -56,7 +59,7 @@ def drawn_with(kind: str, *names: str) -> dict[str, int]:
         for figure in GRIDS.values()
         if figure.curves
         and figure.curves.lines == kind
-        and {getattr(cell, kind).split("-")[0] for cell in grid.cells(figure, TINY.scale)} & set(names)
+        and {getattr(cell, kind).split("-")[0] for cell in grid_cells.cells(figure, TINY.scale)} & set(names)
     ]
     return plan(plot=len(shown))
 
@@ -77,7 +80,7 @@ def redrawn(kind: str, name: str) -> int:
     """Figures whose drawing has other settings with another colour of a name."""
     chosen = {**getattr(TINY.style, kind), name: "#123456"}
     other = TINY.model_copy(update={"style": TINY.style.model_copy(update={kind: chosen})})
-    return sum(grid.plot_spec(TINY, name) != grid.plot_spec(other, name) for name in TINY.figures)
+    return sum(plot_spec(TINY, name) != plot_spec(other, name) for name in TINY.figures)
 
 
 @pytest.mark.parametrize("name", TINY.style.activation)
@@ -130,7 +133,7 @@ def test_one_more_strength_trains_only_its_cells(done):
     new = {
         (cell.recipe, cell.activation, cell.method)
         for name in along
-        for cell in grid.cells(GRIDS[name], TINY.scale)
+        for cell in grid_cells.cells(GRIDS[name], TINY.scale)
         if GRIDS[name].grid.method.get(cell.method) == "rho"
     }
     assert done.planned("all") == from_tables(along, train=len(new))
@@ -141,7 +144,7 @@ def test_one_more_value_in_a_name_trains_only_its_cells(done):
     done.edit("config/scales/tiny.yaml", lambda scale: scale["axes"]["beta"].append(2))
     along = {name for name, figure in GRIDS.items() if any("{beta}" in a for a in figure.grid.activation)}
 
-    def neighbour(cell: grid.Cell) -> bool:
+    def neighbour(cell: Cell) -> bool:
         return cell.activation == f"beta_gelu-beta={TINY.scale.axes['beta'][0]}"
 
     those = {name: GRIDS[name] for name in along}
@@ -183,7 +186,7 @@ def test_when_it_is_measured_reruns_the_cells_that_are_measured_then(done, axis)
     assert expected["train"] < len(jobs(GRIDS))
     # A caption names the values of the axes of its grid, which this may be one of.
     named = {name for name, figure in GRIDS.items() if axis in figure.grid.method.values()}
-    shown = {name for name, figure in GRIDS.items() if cells & set(grid.cells(figure, TINY.scale))}
+    shown = {name for name, figure in GRIDS.items() if cells & set(grid_cells.cells(figure, TINY.scale))}
     expected["plot"] += len(named - shown)
     assert done.planned("all") == expected
 
@@ -210,7 +213,7 @@ def test_every_change_of_the_claims_is_in_their_settings(change):
     values = yaml.safe_load((ROOT / "config/figures/claims.yaml").read_text())
     change(values["claims"])
     other = TINY.model_copy(update={"figures": {**TINY.figures, "claims": Figure(**values)}})
-    assert grid.claims_spec(other, "claims") != grid.claims_spec(TINY, "claims")
+    assert claims_spec(other, "claims") != claims_spec(TINY, "claims")
 
 
 def test_claims_are_decided_and_drawn_again_alone(done):
@@ -254,7 +257,7 @@ def test_the_words_of_a_figure_redraw_it_alone(done):
 
 
 def test_a_comment_in_the_source_reruns_nothing(done):
-    for module in ("train", "methods", "grid", "measure", "claims", "figures/curves"):
+    for module in ("stages/train", "methods", "grid/specs", "stages/measure", "claims/verdicts", "figures/curves"):
         file = done.folder / "src/nme" / f"{module}.py"
         file.write_text(file.read_text() + "\n# a comment\n")
     assert done.planned("all") == {}

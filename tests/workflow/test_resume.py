@@ -11,13 +11,13 @@ import psutil
 import pytest
 import torch
 
-from nme import grid
-from nme.config import load_project
-from nme.parquet import read
+from nme.config.project import load_project
+from nme.grid.cells import Cell
+from nme.grid.paths import metrics_path
+from nme.grid.specs import train_spec
+from nme.outputs.parquet import read
 
-pytestmark = pytest.mark.xdist_group("trained")
-
-CELL = grid.Cell.of("mnist1d_cnn", "gelu", "grad_norm", 0.1)
+CELL = Cell.of("mnist1d_cnn", "gelu", "grad_norm", 0.1)
 MANIFEST = "results/tiny/data/mnist1d/manifest.json"
 AT = [0, 0.4, 1]  # when networks are kept
 
@@ -25,7 +25,7 @@ AT = [0, 0.4, 1]  # when networks are kept
 def spec(project, seeds=range(2), epochs=12, **recipe):
     scale = load_project({"scale": "tiny"}, project.folder / "config").scale
     chosen = scale.recipes["mnist1d_cnn"].model_copy(update={"epochs": epochs, **recipe})
-    return json.dumps(grid.train_spec(chosen, CELL, seeds, AT))
+    return json.dumps(train_spec(chosen, CELL, seeds, AT))
 
 
 def command(project, settings, output):
@@ -165,7 +165,7 @@ def test_snakemake_continues_a_job_that_was_killed(trained, tmp_path):
     project = trained.copy(tmp_path / "project")
     # Long enough to be caught; the same change is made to nothing else.
     project.edit("config/scales/tiny.yaml", lambda scale: scale["recipes"]["mnist1d_cnn"].update(epochs=400))
-    target = grid.metrics_path("tiny", CELL, range(2))
+    target = metrics_path("tiny", CELL, range(2))
     resume = (project.folder / target).with_name("resume.pt")
     snakefile = project.folder / "workflow/rules/train.smk"
     snakefile.write_text(snakefile.read_text().replace("nme train ", "nme train --checkpoint-seconds 0.1 "))

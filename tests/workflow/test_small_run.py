@@ -3,10 +3,11 @@
 import pandas as pd
 import pytest
 
-from nme import __version__, grid
-from nme.parquet import read
-
-pytestmark = pytest.mark.xdist_group("trained")
+from nme import __version__
+from nme.grid.cells import measurements, snapshots, training_jobs
+from nme.grid.paths import measured_path, metrics_path
+from nme.grid.specs import train_spec
+from nme.outputs.parquet import read
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +32,18 @@ def test_nothing_is_left_to_do(trained, names):
 def test_every_result_is_of_its_settings(trained, names):
     """As the configuration says them, not as the paths do."""
     project = trained.configuration()
-    measured = grid.measurements(project)
+    measured = measurements(project)
     for name in names:
         figure = project.figures[name]
-        for cell, seeds in grid.training_jobs(figure, project.scale) if figure.grid else []:
+        for cell, seeds in training_jobs(figure, project.scale) if figure.grid else []:
             recipe, asked = project.scale.recipes[cell.recipe], measured.get(cell, {})
-            rows, record = read(trained.folder / grid.metrics_path("tiny", cell, seeds))
-            assert record["spec"] == grid.train_spec(recipe, cell, seeds, grid.snapshots(asked))
+            rows, record = read(trained.folder / metrics_path("tiny", cell, seeds))
+            assert record["spec"] == train_spec(recipe, cell, seeds, snapshots(asked))
             assert rows.num_rows == len(seeds) * recipe.epochs
-            kept = (trained.folder / grid.metrics_path("tiny", cell, seeds)).with_name("snapshots")
-            assert len(list(kept.glob("*.pt"))) == len(seeds) * len(grid.snapshots(asked))
+            kept = (trained.folder / metrics_path("tiny", cell, seeds)).with_name("snapshots")
+            assert len(list(kept.glob("*.pt"))) == len(seeds) * len(snapshots(asked))
             if figure.measure:
-                rows, record = read(trained.folder / grid.measured_path("tiny", cell, seeds))
+                rows, record = read(trained.folder / measured_path("tiny", cell, seeds))
                 found = {(row["seed"], row["at"], row["quantity"]) for row in rows.to_pylist()}
                 assert found == {(seed, at, quantity) for quantity in asked for at in asked[quantity] for seed in seeds}
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from nme import config, grid
+from nme.config.project import Project, load_project
+from nme.grid.paths import sources
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,9 +96,9 @@ class Project:
         finally:
             cli.write_text(original)
 
-    def configuration(self, scale: str = "tiny") -> config.Project:
+    def configuration(self, scale: str = "tiny") -> Project:
         """As it is now, checked."""
-        return config.load_project({"scale": scale}, self.folder / "config")
+        return load_project({"scale": scale}, self.folder / "config")
 
     def cheapest(self) -> list[str]:
         """The figure of each kind that wants the fewest files: accuracies, measurements, a landscape."""
@@ -107,7 +108,7 @@ class Project:
             for kind in ("curves", "measure", "landscape"):
                 if getattr(figure, kind):
                     kinds.setdefault(kind, []).append(name)
-        return [min(names, key=lambda name: len(grid.sources(project, name))) for names in kinds.values()]
+        return [min(names, key=lambda name: len(sources(project, name))) for names in kinds.values()]
 
     def planned(self, *targets: str, scale: str = "tiny", options: tuple[str, ...] = ()) -> dict[str, int]:
         """Jobs by rule that a dry run lists."""

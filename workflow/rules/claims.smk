@@ -1,7 +1,7 @@
 # ------------------------------------------------------------------- claims
 
 
-# which of the paper's claims the figures' trainings support, by a stated rule
+# decide which of the paper's claims the figures' trainings support, by the rule of docs/science.md
 rule claims:
     input:
         claims_tables,
@@ -19,4 +19,4 @@ rule claims:
     params:
         spec=claims_settings,
     shell:
-        "nme claims --spec {params.spec:q} --output {output.table} > {log} 2>&1"
+        "nme claims --spec {params.spec:q} --output {output.table} {input} > {log} 2>&1"

@@ -1,28 +1,28 @@
-# What the rules share: the checked configuration, and functions from wildcards to settings. The logic is in nme.grid.
+# Shared by all rules: the checked configuration, and functions from wildcards to settings. The logic is in nme.grid.
 
 import json
 
 from snakemake.exceptions import WorkflowError
 
-from nme import grid
-from nme.config import load_project
-from nme.environment import export
+from nme.config.project import load_project
 from nme.errors import NmeError
-from nme.image import check_image
-from nme.slurm import check_earlier_jobs
+from nme.grid import captions, cells, claims, paths, specs
+from nme.workflow.container_image import check_image
+from nme.workflow.environment import export
+from nme.workflow.slurm import check_earlier_jobs
 
 try:
     PROJECT = load_project(config, "config")
     export(PROJECT.config)
     CLAIMS = {
-        n: grid.claims_spec(PROJECT, n) for n, f in PROJECT.figures.items() if f.claims
+        n: claims.claims_spec(PROJECT, n) for n, f in PROJECT.figures.items() if f.claims
     }
-    MAPS = {n: grid.map_spec(PROJECT, n) for n, f in PROJECT.figures.items() if f.map}
+    MAPS = {n: claims.map_spec(PROJECT, n) for n, f in PROJECT.figures.items() if f.map}
 except NmeError as error:
     raise WorkflowError(str(error)) from None
 
 SCALE = PROJECT.config.scale
-MEASUREMENTS = grid.measurements(PROJECT)
+MEASUREMENTS = cells.measurements(PROJECT)
 
 
 wildcard_constraints:
@@ -50,7 +50,7 @@ def figures_of_kind(*kinds):
 def dataset_names(streamed):
     scale = PROJECT.scale
     names = [n for n in scale.datasets if scale.dataset_kind(n).streamed == streamed]
-    # Snakemake takes an empty constraint for none; this one is no dataset's name.
+    # Snakemake ignores an empty constraint. "-" is not the name of any dataset.
     return "|".join(names) or "-"
 
 
@@ -69,32 +69,32 @@ def gpus_of(wildcards):
 
 
 def cell_of(wildcards):
-    return grid.Cell(
+    return cells.Cell(
         wildcards.recipe, wildcards.activation, wildcards.method, wildcards.strength
     )
 
 
 def dataset_settings(wildcards):
-    return json.dumps(grid.dataset_spec(PROJECT, wildcards.dataset))
+    return json.dumps(specs.dataset_spec(PROJECT, wildcards.dataset))
 
 
 def cell_settings(wildcards):
-    cell, seeds = cell_of(wildcards), grid.parse_seeds(wildcards.seeds)
-    snapshots = grid.snapshots(MEASUREMENTS.get(cell, {}))
-    return json.dumps(grid.train_spec(recipe_of(wildcards), cell, seeds, snapshots))
+    cell, seeds = cell_of(wildcards), cells.parse_seeds(wildcards.seeds)
+    snapshots = cells.snapshots(MEASUREMENTS.get(cell, {}))
+    return json.dumps(specs.train_spec(recipe_of(wildcards), cell, seeds, snapshots))
 
 
 def measure_settings(wildcards):
-    cell, seeds = cell_of(wildcards), grid.parse_seeds(wildcards.seeds)
-    return json.dumps(grid.measure_spec(PROJECT, cell, seeds, MEASUREMENTS[cell]))
+    cell, seeds = cell_of(wildcards), cells.parse_seeds(wildcards.seeds)
+    return json.dumps(specs.measure_spec(PROJECT, cell, seeds, MEASUREMENTS[cell]))
 
 
 def landscape_settings(wildcards):
-    return json.dumps(grid.landscape_spec(PROJECT.figures[wildcards.figure]))
+    return json.dumps(specs.landscape_spec(PROJECT.figures[wildcards.figure]))
 
 
 def table_settings(wildcards):
-    return json.dumps(grid.table_spec(PROJECT, wildcards.figure))
+    return json.dumps(specs.table_spec(PROJECT, wildcards.figure))
 
 
 def claims_settings(wildcards):
@@ -106,32 +106,32 @@ def map_settings(wildcards):
 
 
 def plot_settings(wildcards):
-    return json.dumps(grid.plot_spec(PROJECT, wildcards.figure), ensure_ascii=False)
+    return json.dumps(specs.plot_spec(PROJECT, wildcards.figure), ensure_ascii=False)
 
 
 def cell_data(wildcards):
-    return grid.dataset_files(PROJECT, wildcards.recipe)
+    return paths.dataset_files(PROJECT, wildcards.recipe)
 
 
 def claims_tables(wildcards):
-    return grid.sources(PROJECT, "claims")
+    return paths.sources(PROJECT, "claims")
 
 
 def map_tables(wildcards):
-    return grid.sources(PROJECT, "map")
+    return paths.sources(PROJECT, "map")
 
 
 def figure_sources(wildcards):
-    return grid.sources(PROJECT, wildcards.figure)
+    return paths.sources(PROJECT, wildcards.figure)
 
 
 def figure_table(wildcards):
-    return grid.table_path(PROJECT, wildcards.figure)
+    return paths.table_path(PROJECT, wildcards.figure)
 
 
 def figure_caption(wildcards):
     caption = PROJECT.figures[wildcards.figure].caption
-    return f"{caption} {grid.described(PROJECT, wildcards.figure)}"
+    return f"{caption} {captions.scale_sentence(PROJECT, wildcards.figure)}"
 
 
 def figure_labels(wildcards):

@@ -1,7 +1,7 @@
 # ---------------------------------------------------------------------- map
 
 
-# effects of claims on each recipe, beside the share of the NME in the penalty's update there
+# compare the effects of claims on each recipe with the share of the NME in the penalty's update
 rule map:
     input:
         map_tables,

@@ -1,7 +1,7 @@
 # ------------------------------------------------------------------ measure
 
 
-# curvature of the networks that a training job kept
+# measure the curvature of the networks that a training job kept
 rule measure:
     input:
         unpack(cell_data),
@@ -25,7 +25,7 @@ rule measure:
         " --output {output} > {log} 2>&1"
 
 
-# loss and NME of a small network over two of its weights; nothing is trained
+# compute loss and NME of a small network over two of its weights; nothing is trained
 rule landscape:
     output:
         "results/{scale}/landscape/{figure}.parquet",

@@ -1,7 +1,7 @@
 # ------------------------------------------------------------------ prepare
 
 
-# find, verify and convert a dataset that is read into memory, once
+# find, verify and convert a dataset that fits into memory
 rule prepare:
     output:
         train="results/{scale}/data/{dataset}/train.arrow",
@@ -21,7 +21,7 @@ rule prepare:
         "nme prepare --spec {params.spec:q} --output {params.folder} > {log} 2>&1"
 
 
-# the same for one that stays on disk; a job that was stopped continues
+# the same for a dataset that stays on disk; a stopped job continues
 rule prepare_shards:
     output:
         shards=directory("results/{scale}/data/{dataset}/shards"),

@@ -1,7 +1,7 @@
 # ------------------------------------------------------------------- tables
 
 
-# the final metrics of a figure's cells, one row a member
+# collect the final metrics of a figure's cells, one row per member
 rule tables:
     input:
         figure_sources,

@@ -1,8 +1,8 @@
 # -------------------------------------------------------------------- train
 
 
-# train the members of one cell in one process; a job that was stopped continues. In snapshots are the networks that a
-# figure measures; for most cells there are none
+# train the members of one cell in one process; a stopped job continues. The folder of snapshots holds the networks that
+# a figure measures; for most cells it is empty
 rule train:
     input:
         unpack(cell_data),
@@ -23,6 +23,6 @@ rule train:
         * attempt,
     params:
         spec=cell_settings,
-    # exec: a signal to the job reaches the process that saves its state, and nobody else
+    # exec: a signal to the job reaches the process that saves its state, and no other process
     shell:
         "exec nme train --spec {params.spec:q} --data {input.manifest} --output {output.metrics} > {log} 2>&1"

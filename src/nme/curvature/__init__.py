@@ -1,4 +1,7 @@
-"""Curvature: the Hessian H, the Gauss-Newton G and the nonlinear modeling error N, and what is estimated of them."""
+"""Curvature: the Hessian H, the Gauss-Newton G and the nonlinear modeling error N, and what is estimated of them.
+
+Formulas: docs/theory.md, §1 and docs/theory.md, §7.
+"""
 
 from nme.curvature.estimators import (
     Eigenpairs,

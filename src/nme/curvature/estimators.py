@@ -1,5 +1,7 @@
 """Estimators from products alone: traces, norms, diagonals, eigenvalues, spectral densities, with their errors.
 
+Formulas and variances: docs/theory.md, §7.
+
 Every estimator takes its own ``torch.Generator`` (on the CPU, so that probes do not depend on the device); the same
 generator state gives the same probes for H, G and N.
 """
@@ -83,7 +85,10 @@ def _probes(operator: _Operator, count: int, generator: torch.Generator, distrib
 def traces(
     curvature: Curvature, probes: int, generator: torch.Generator, distribution: str = "rademacher"
 ) -> dict[str, Estimate]:
-    """Tr H, tr G and tr N from the same probes (Hutchinson); per probe tr H = tr G + tr N. Cost: 6 F a probe."""
+    """Tr H, tr G and tr N from the same probes (Hutchinson); per probe tr H = tr G + tr N. Cost: 6 F a probe.
+
+    See docs/theory.md, §7.2.
+    """
     drawn = Probes(curvature.size, probes, generator, distribution, curvature.dtype)
     forms = curvature.quadratic_forms(drawn)
     return {symbol: Estimate.of(samples) for symbol, samples in zip("HGN", forms, strict=True)}
@@ -96,6 +101,8 @@ def trace(operator: _Operator, probes: int, generator: torch.Generator, distribu
 
 def hutch_plus_plus(operator: _Operator, products: int, generator: torch.Generator) -> Estimate:
     """Tr A by Hutch++ (Meyer, Musco, Musco, Woodruff 2021): exact on a random low-rank part, Hutchinson on the rest.
+
+    See docs/theory.md, §7.3.
 
     Args:
         operator: A.
@@ -121,7 +128,10 @@ def hutch_plus_plus(operator: _Operator, products: int, generator: torch.Generat
 
 
 def frobenius_norm(operator: _Operator, probes: int, generator: torch.Generator) -> Estimate:
-    """‖A‖_F = √E‖Au‖². The samples are ‖Au‖²; the error of the root is by the delta method; its bias is O(1/K)."""
+    """‖A‖_F = √E‖Au‖². The samples are ‖Au‖²; the error of the root is by the delta method; its bias is O(1/K).
+
+    See docs/theory.md, §7.4.
+    """
     samples = [
         (operator @ probe).double().square().sum().item()
         for probe in _probes(operator, probes, generator, "rademacher")
@@ -141,7 +151,10 @@ def _root(squares: list[float]) -> Estimate:
 
 
 def frobenius_norms(curvature: Curvature, probes: int, generator: torch.Generator) -> dict[str, Estimate]:
-    """‖H‖_F, ‖G‖_F and ‖N‖_F from the same probes, by joint products. Cost: 8 F a probe."""
+    """‖H‖_F, ‖G‖_F and ‖N‖_F from the same probes, by joint products. Cost: 8 F a probe.
+
+    See docs/theory.md, §7.4.
+    """
     squares: dict[str, list[float]] = {symbol: [] for symbol in "HGN"}
     for probe in Probes(curvature.size, probes, generator, "rademacher", curvature.dtype):
         for samples, product in zip(squares.values(), curvature.products(probe), strict=True):
@@ -150,7 +163,10 @@ def frobenius_norms(curvature: Curvature, probes: int, generator: torch.Generato
 
 
 def diagonal(operator: _Operator, probes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The diagonal of A, E[u ⊙ Au], and its standard error entry by entry; shapes (P,), float64."""
+    """The diagonal of A, E[u ⊙ Au], and its standard error entry by entry; shapes (P,), float64.
+
+    See docs/theory.md, §7.5.
+    """
     total = torch.zeros(operator.shape[0], dtype=torch.float64)
     squares = torch.zeros_like(total)
     for probe in _probes(operator, probes, generator, "rademacher"):
@@ -180,7 +196,7 @@ class Lanczos:
 
 
 def lanczos(operator: _Operator, steps: int, start: Tensor, keep_vectors: bool = False) -> Lanczos:
-    """Lanczos with full reorthogonalisation (twice), which float32 needs.
+    """Lanczos with full reorthogonalisation (twice), which float32 needs (docs/theory.md, §7.6).
 
     Args:
         operator: A.
@@ -241,6 +257,8 @@ def extreme_eigenpairs(
 ) -> Eigenpairs:
     """The smallest and the largest (algebraic) eigenvalues with their vectors, by Lanczos.
 
+    See docs/theory.md, §7.6.
+
     A multiple eigenvalue is found once, and where the start vector's Krylov space is exhausted early (N = 0, say) there
     are fewer pairs than asked for.
 
@@ -267,6 +285,8 @@ def extreme_eigenpairs(
 @dataclass(frozen=True)
 class SpectralDensity:
     """Stochastic Lanczos quadrature: the spectral density is Σ weights·δ(nodes), averaged over probes.
+
+    See docs/theory.md, §7.7.
 
     Attributes:
         nodes: shape (K, m), float64.
@@ -304,11 +324,11 @@ def spectral_density(operator: _Operator, probes: int, steps: int, generator: to
 def nme_block_norms(
     curvature: Curvature, blocks: dict[str, list[str]], probes: int, generator: torch.Generator
 ) -> dict[str, Estimate]:
-    """‖N_ll‖_F of the diagonal block of each layer.
+    """‖N_ll‖_F of the diagonal block of each layer (docs/theory.md, §7.4).
 
     In a network whose output is linear in the parameters of any one layer but for activations (no batch norm), the
-    diagonal blocks of N consist of terms with second derivatives of activations only (paper.md §1). They are not all of
-    them: the second derivative in a later layer also couples the layers before it.
+    diagonal blocks of N consist of terms with second derivatives of activations only (docs/theory.md, §1.3). They are
+    not all of them: the second derivative in a later layer also couples the layers before it.
     Cost: 6 F a layer and probe.
 
     Args:

@@ -1,24 +1,18 @@
 """Loss and NME of a small MLP over two weights of its first hidden layer: Figure 1, exact, in float64.
 
-The NME here is the 2×2 block of N that belongs to the two weights (paper.md §4). The whole N also has blocks of two
-layers, which are large everywhere for every activation.
+The NME here is the 2×2 block of N that belongs to the two weights (docs/theory.md, §7.10). The whole N also has
+blocks of two layers, which are large everywhere for every activation.
 """
 
-import time
-import warnings
 from math import sqrt
-from pathlib import Path
 
-import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.func import hessian, vmap
+from torch.func import hessian
 
-from nme import parquet
-from nme.activations import ACTIVATIONS, Activation
-from nme.provenance import provenance
-from nme.streams import stream
+from nme.activations import Activation
+from nme.derivatives.activate import activate
+from nme.runtime.random_streams import stream
 
 POINTS_AT_ONCE = 4096
 
@@ -58,7 +52,7 @@ class Network:
             if i == len(self.shapes) - 1:
                 return before[0], torch.cat(seen)
             seen.append(before)
-            hidden = activation(before)
+            hidden = activate(before, activation)
         raise AssertionError("a network has an output layer")
 
     def at(self, pair: Tensor) -> Tensor:
@@ -68,39 +62,8 @@ class Network:
     def nme(self, pair: Tensor, activation: Activation) -> Tensor:
         """The block of N that belongs to the two varied weights w, shape (2, 2), where they are ``pair``.
 
-        N = (z − y) ∇²_w z for one datapoint under ½(z − y)² (paper.md §1). Both weights belong to one layer, so every
-        term contains a φ''. Cost: about 8 forward passes.
+        N = (z − y) ∇²_w z for one datapoint under ½(z − y)² (docs/theory.md, §1.2). Both weights belong to one
+        layer, so every term contains a φ''. Cost: about 8 forward passes.
         """
         z, _ = self.forward(self.at(pair), activation)
         return (z - self.y) * hessian(lambda w: self.forward(self.at(w), activation)[0])(pair)
-
-
-def landscape(spec: dict, output: Path) -> None:
-    """Write one row per grid point: activation, w_a, w_b, loss, nme, and every hidden pre-activation.
-
-    ``nme`` is the Frobenius norm of ``Network.nme``.
-
-    Args:
-        spec: ``grid.landscape_spec``.
-        output: the parquet file.
-    """
-    began = time.monotonic()
-    network = Network(spec["widths"], spec["seed"])
-    line = torch.linspace(-spec["half_width"], spec["half_width"], spec["points"], dtype=torch.float64)
-    pairs = torch.cartesian_prod(line, line)
-    frames = []
-    for name in spec["activation"]:
-        activation = ACTIVATIONS.parse(name)
-
-        def measure(pair: Tensor, activation: Activation = activation) -> tuple[Tensor, Tensor, Tensor]:
-            z, before = network.forward(network.at(pair), activation)
-            return 0.5 * (z - network.y) ** 2, network.nme(pair, activation).norm(), before
-
-        with warnings.catch_warnings():  # torch's own use of what it has deprecated
-            warnings.simplefilter("ignore", FutureWarning)
-            loss, nme, before = vmap(measure, chunk_size=POINTS_AT_ONCE)(pairs)
-        frame = pd.DataFrame({"activation": name, "w_a": pairs[:, 0], "w_b": pairs[:, 1], "loss": loss, "nme": nme})
-        units = [f"preactivation_{u}" for u in range(before.shape[1])]
-        frames.append(pd.concat([frame, pd.DataFrame(before.numpy(), columns=units)], axis=1))
-    table = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), preserve_index=False)
-    parquet.write(table, output, provenance(spec, time.monotonic() - began, torch=str(torch.__version__), device="cpu"))

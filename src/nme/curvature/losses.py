@@ -1,10 +1,13 @@
-"""Losses that curvature is taken of: residual and Hessian of the loss in the logits, stable near interpolation."""
+"""Losses that curvature is taken of: residual and Hessian of the loss in the logits, stable near interpolation.
+
+Formulas: docs/theory.md, §1.1 and docs/theory.md, §3.
+"""
 
 import torch
 from torch import Tensor, nn
 
+from nme.derivatives.cross_entropy import softmax_hessian_product
 from nme.errors import NmeError
-from nme.products import softmax_hessian_product
 
 
 class CrossEntropy:
@@ -20,7 +23,7 @@ class CrossEntropy:
     def residual(self, logits: Tensor, labels: Tensor) -> Tensor:
         """∂ℓ_i/∂z_ic = p_c − t_c, shape (B, C), differentiable.
 
-        Near interpolation p_y − 1 cancels, so the label's entry is ε(1 − 1/C) − Σ_{c≠y} p_c (paper.md §1).
+        Near interpolation p_y − 1 cancels, so the label's entry is ε(1 − 1/C) − Σ_{c≠y} p_c (docs/theory.md, §3.2).
         """
         classes = logits.shape[1]
         label = nn.functional.one_hot(labels, classes).bool()

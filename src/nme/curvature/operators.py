@@ -1,7 +1,8 @@
-"""The Hessian H, the Gauss-Newton G and the nonlinear modeling error N of a loss, as operators (paper.md §1).
+"""The Hessian H, the Gauss-Newton G and the nonlinear modeling error N of a loss, as operators (docs/theory.md, §1.2).
 
-Nothing forms a matrix, and N is never a difference. For one batch, with the residual r = ∂ℓ/∂z as a variable of its
-own, w = Jᵀr/B is ∇_θ⟨r, f(θ)⟩/B. One backward pass through w's graph along v gives two derivatives at once:
+Nothing forms a matrix, and N is never a difference (docs/theory.md, §2.4). For one batch, with the residual r = ∂ℓ/∂z
+as a variable of its own, w = Jᵀr/B is ∇_θ⟨r, f(θ)⟩/B. One backward pass through w's graph along v gives two derivatives
+at once:
 
     ∂⟨w, v⟩/∂θ = Nv            r held constant
     ∂⟨w, v⟩/∂r = Jv/B          and then Gv = Jᵀ(∇²_z ℓ · Jv)/B, by a plain backward pass
@@ -24,9 +25,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nme.curvature.losses import Loss, loss_of
+from nme.derivatives.modes import cotangents_only, differentiated_twice
+from nme.derivatives.products import pairing
+from nme.derivatives.running_statistics import frozen_statistics
 from nme.errors import NmeError, unknown
-from nme.models.differentiation import cotangents_only, differentiated_twice
-from nme.products import frozen_statistics, pairing
 
 
 class Products(NamedTuple):

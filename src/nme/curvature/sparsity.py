@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from nme.activations import Activation
-from nme.models.layers import Activate
-from nme.products import frozen_statistics
+from nme.derivatives.activate import Activate
+from nme.derivatives.running_statistics import frozen_statistics
 
 THRESHOLD = 1e-3  # of the largest |φ''| there is
 
@@ -17,7 +17,9 @@ def largest_second_derivative(activation: Activation) -> float:
 
 @torch.no_grad()
 def nonzero_second_derivatives(model: nn.Module, inputs: Tensor) -> dict[str, tuple[int, int]]:
-    """Counts of |φ''(pre-activation)| > 1e-3·max |φ''| over all examples and hidden units (paper.md §4, Figure 6).
+    """Counts of |φ''(pre-activation)| > 1e-3·max |φ''| over all examples and hidden units: Figure 6.
+
+    See docs/theory.md, §7.9.
 
     Args:
         model: its mode decides batch norm's statistics; nothing of it is changed.

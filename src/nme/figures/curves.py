@@ -123,7 +123,7 @@ def draw(table: pd.DataFrame, spec: dict, record: dict) -> tuple[Figure, pd.Data
 
     Args:
         table: ``tables.collect``'s.
-        spec: ``grid.plot_spec``, with ``curves``.
+        spec: ``grid.specs.plot_spec``, with ``curves``.
         record: the table's, for the footer.
     """
     curves = spec["curves"]

@@ -44,9 +44,9 @@ class Cnn(ModelSettings):
         """
         from torch import nn
 
-        from nme.models.batch_norm import BatchNorm1d, BatchNorm2d
-        from nme.models.convolutions import Conv1d, Conv2d
-        from nme.models.layers import Activate
+        from nme.derivatives.activate import Activate
+        from nme.derivatives.batch_norm import BatchNorm1d, BatchNorm2d
+        from nme.derivatives.convolutions import Conv1d, Conv2d
 
         if len(shape) not in (2, 3):
             raise NmeError(f"model 'cnn' takes inputs (channels, length) or (channels, height, width), not {shape}")

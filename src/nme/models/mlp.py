@@ -19,8 +19,8 @@ class Mlp(ModelSettings):
         """See ``ModelSettings.build``."""
         from torch import nn
 
-        from nme.models.batch_norm import BatchNorm1d
-        from nme.models.layers import Activate
+        from nme.derivatives.activate import Activate
+        from nme.derivatives.batch_norm import BatchNorm1d
 
         layers = [nn.Flatten()]
         size = prod(shape)

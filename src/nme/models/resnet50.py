@@ -26,9 +26,9 @@ class Resnet50(ModelSettings):
         from torch import nn
         from torchvision.models import resnet50
 
-        from nme.models.batch_norm import BatchNorm2d
-        from nme.models.convolutions import Conv2d
-        from nme.models.layers import Activate
+        from nme.derivatives.activate import Activate
+        from nme.derivatives.batch_norm import BatchNorm2d
+        from nme.derivatives.convolutions import Conv2d
 
         if len(shape) != 3 or shape[0] != 3:
             raise NmeError(f"model 'resnet50' takes colour images (3, height, width), not {shape}")

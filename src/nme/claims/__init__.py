@@ -1,0 +1,1 @@
+"""Which of the paper's claims hold: contrasts, tests, verdicts, the map."""

@@ -1,0 +1,115 @@
+"""The claims tables for readers, as Markdown and HTML."""
+
+import html
+
+import numpy as np
+import pandas as pd
+
+
+def overall(claim: pd.DataFrame) -> str:
+    """The verdict of a claim over its recipes: one word if they agree, otherwise which verdict holds where.
+
+    Args:
+        claim: the rows of one claim of ``decide``.
+    """
+    first = claim.drop_duplicates("recipe")
+    if first["verdict"].nunique() == 1:
+        return first["verdict"].iloc[0]
+    # A title names one recipe, or the recipe's own name does.
+    names = first["panel"].where(~first["panel"].duplicated(keep=False), first["recipe"])
+    groups = [(v, names[first["verdict"] == v]) for v in ("supported", "not supported", "inconclusive")]
+    return "; ".join(f"{verdict} on {' and '.join(where)}" for verdict, where in groups if len(where))
+
+
+def readers_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table for readers: one row per claim, with a line per contrast and recipe.
+
+    Args:
+        rows: ``decide``'s.
+    """
+    found = []
+    for number, claim in rows.groupby("claim", sort=False):
+        effects = []
+        for contrast, own in claim.groupby("contrast", sort=False):
+            effects.append(f"{contrast} (expected {own['expect'].iloc[0]}):")
+            effects += [f"– {r.panel}: {_line(r)}" for r in own.itertuples()]
+        first = claim.drop_duplicates("recipe")
+        found.append(
+            {
+                "": number,
+                "claim": claim["says"].iloc[0],
+                "figure": claim["figure"].iloc[0],
+                "effect [95 % interval] {simultaneous interval}": "<br>".join(map(html.escape, effects)),
+                "p for, against (Holm)": "<br>".join(
+                    html.escape(f"{r.panel}: {r.p_holm:.2g}, {r.p_against_holm:.2g}") for r in first.itertuples()
+                ),
+                "verdict": html.escape(overall(claim)),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table at a glance: one row per claim, one column per recipe with the effects, 95 % intervals and the verdict.
+
+    Args:
+        rows: ``decide``'s.
+    """
+    recipes = rows.drop_duplicates("recipe")[["recipe", "panel"]]
+    found = []
+    for number, claim in rows.groupby("claim", sort=False):
+        line = {"claim": f"{number}. {claim['says'].iloc[0]}"}
+        for recipe, panel in recipes.itertuples(index=False):
+            own = claim[claim["recipe"] == recipe]
+            title = panel if (recipes["panel"] == panel).sum() == 1 else recipe
+            effects = "; ".join(_short(r) for r in own.itertuples())
+            line[html.escape(title)] = f"<b>{own['verdict'].iloc[0]}</b><br>{effects}" if len(own) else "–"
+        found.append(line)
+    return pd.DataFrame(found)
+
+
+def _short(row: object) -> str:
+    unit = "" if row.unit == "points" else " %"
+    chosen = f" at {row.cell}" if row.cell else ""
+    interval = f" [{row.low:+.1f}, {row.high:+.1f}]" if np.isfinite(row.low) else ""
+    return f"{row.effect:+.1f}{unit}{interval}{chosen}" if np.isfinite(row.effect) else "no pair of seeds"
+
+
+def _line(row: object) -> str:
+    unit = "points" if row.unit == "points" else "%"
+    effect = f"{row.effect:+.1f} {unit}" if np.isfinite(row.effect) else "no pair of seeds without divergence"
+    parts = [effect, f" at {row.cell}" if row.cell else ""]
+    if np.isfinite(row.low):
+        parts += [f" [{row.low:+.1f}, {row.high:+.1f}]"]
+        parts += [f" {{{row.low_simultaneous:+.1f}, {row.high_simultaneous:+.1f}}}"]
+    if np.isfinite(row.effect_logit):
+        parts += [f", logit {row.effect_logit:+.2f}"]
+    if row.diverged_plus or row.diverged_minus:
+        parts += [f", diverged {row.diverged_plus} against {row.diverged_minus} of {row.seeds} seeds"]
+    return "".join(parts)
+
+
+def note(spec: dict, rows: pd.DataFrame) -> str:
+    """What a reader of the table needs to know: its size, the rule, and what the error rates depend on."""
+    pairs = rows.drop_duplicates(["claim", "recipe"])
+    counts = pairs["verdict"].value_counts()
+    smallest = spec["smallest_effect"]
+    return (
+        f"Scale {spec['scale']}, {rows['seeds'].max()} paired seeds. A verdict per claim and recipe: "
+        f"{', '.join(f'{n} {verdict}' for verdict, n in counts.items())}. "
+        f"Smallest effect of interest: {smallest['points']:g} points, {smallest['percent']:g} % of a trace. "
+        f"Holm's method corrects for {len(pairs)} verdicts, at 5 % in favour and at 5 % against (together 10 %). "
+        "The number of seeds was chosen beforehand; adding seeds until a verdict appears would invalidate it. "
+        "Results are conditional on one test set per dataset. "
+        "The rule is at the head of src/nme/claims/verdicts.py and in docs/science.md."
+    )
+
+
+CSS = "body{font:14px sans-serif;margin:2em} td,th{padding:.4em .8em;text-align:left;vertical-align:top}"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table in Markdown."""
+    rows = [[text.replace("|", "\\|") for text in row] for row in table.astype(str).to_numpy().tolist()]
+    lines = [list(table.columns), ["---"] * len(table.columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

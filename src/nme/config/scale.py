@@ -1,0 +1,191 @@
+"""A scale, ``config/scales/*.yaml``: its datasets, recipes, panels and axes, and how curvature is measured."""
+
+from typing import Annotated, Literal, Union
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    model_validator,
+)
+
+from nme.config.fields import Axis, Closed, Identifier, Names, one_of
+from nme.datasets import DATASETS
+from nme.datasets.base import Dataset as DatasetKind
+from nme.errors import unknown
+from nme.models import MODELS
+from nme.models.settings import Count
+
+
+class Dataset(Closed):
+    """Which part of a dataset a scale uses, and how its labels are changed."""
+
+    source: one_of("dataset", DATASETS) | None = Field(
+        None, description="The dataset that it is taken from; null: that of its own name."
+    )
+    train: Count | None = Field(None, description="Training examples, class-balanced; null: all.")
+    test: Count | None = Field(None, description="Test examples, class-balanced; null: all.")
+    label_noise: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Probability that a training label is replaced by one drawn uniformly from all classes, by a fixed"
+        " seed; test labels stay as they are. Datasets in memory only.",
+    )
+    short_side: Count | None = Field(
+        None, description="Streamed datasets: px; larger images are stored with their shorter side reduced to it."
+    )
+    quality: Annotated[int, Field(ge=1, le=95)] | None = Field(
+        None, description="Streamed datasets: quality of the stored JPEGs, 1 to 95."
+    )
+
+
+ModelSpec = Annotated[Union[tuple(MODELS.values())], Field(discriminator="name")]  # noqa: UP007
+
+
+class Recipe(Closed):
+    """How one network is trained; everything but the activation, the method, its strength and the seed."""
+
+    dataset: Identifier = Field(description="A dataset of this scale.")
+    title: str = Field("", description="As written above a panel of a figure; empty: the recipe's name.")
+    model: ModelSpec = Field(description="The network and its sizes.")
+    resolution: Count | None = Field(
+        None, description="Streamed datasets: px; side of the square that the network sees of an image."
+    )
+    augment: Literal["none", "crop_flip", "resized_crop_flip"] = Field(
+        "none",
+        description="crop_flip: random crop after padding by 1/8 of the side, and random horizontal flip."
+        " resized_crop_flip (streamed datasets): 8 to 100 % of the area, resized, and random horizontal flip.",
+    )
+    epochs: Count = Field(description="Passes over the training data.")
+    test_epochs: Count = Field(1, description="Epochs from one test to the next; the last epoch always ends with one.")
+    batch_size: Count = Field(
+        description="Examples per step; the last incomplete batch of an epoch is left out. SAM and the penalties take"
+        " their gradient over all of them (m = batch_size)."
+    )
+    micro_batch: Count | None = Field(
+        None,
+        description="Most examples computed at once: a gradient is the mean over parts of this size, each with its own"
+        " statistics of batch norm; null: all of them.",
+    )
+    processes: Count = Field(
+        1, description="Processes that share a training, each with a GPU of its own; they need a micro_batch."
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="Of forward passes: tf32 is float32 with short products on a GPU, bf16 automatic mixed precision;"
+        " parameters, gradients, norms and updates are float32.",
+    )
+    channels_last: bool = Field(False, description="Memory order of images; often faster, above all on GPUs.")
+    compile: bool = Field(False, description="Compile the step (torch.compile): faster, and slower to start.")
+    learning_rate: PositiveFloat = Field(description="Peak learning rate; cosine schedule to 0.")
+    warmup_epochs: NonNegativeFloat = Field(0.0, description="Epochs of linear warm-up before the cosine.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="Weight decay, acting on the update, outside the loss.")
+    threads: Count = Field(1, description="CPU threads of a job. Metrics depend on it, so it is fixed here.")
+    seeds_per_job: Count = Field(
+        1, description="How many seeds one process trains, one after the other. Metrics do not depend on it."
+    )
+    memory_mb: Count = Field(2000, description="Memory to ask a cluster for, in MB; grows with each attempt.")
+    runtime_minutes: Count = Field(30, description="Time limit to ask a cluster for; grows with each attempt.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        part = self.micro_batch or self.batch_size
+        if self.batch_size % part:
+            raise ValueError(f"micro_batch is {part} (allowed: divisors of batch_size, {self.batch_size})")
+        parts = self.batch_size // part
+        if self.processes > parts:
+            raise ValueError(
+                f"processes is {self.processes} (allowed: up to {parts}, the parts of micro_batch examples)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "Recipe":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs:g} (allowed: less than epochs, {self.epochs})")
+        return self
+
+
+class Measurement(Closed):
+    """How curvature is measured, the same for all figures."""
+
+    examples: Count = Field(500, description="Training examples it is measured on, class-balanced.")
+    micro_batch: Count | None = Field(None, description="Most examples at once, for memory; null: all. Up to rounding.")
+    probes: Count = Field(16, description="Random probes of traces and norms.")
+    spectrum_probes: Count = Field(2, description="Random start vectors of Lanczos.")
+    lanczos_steps: Count = Field(30, description="Steps of Lanczos from each of them.")
+    update_batches: Count = Field(
+        8, description="Training batches, of the recipe's size, on which shares of the penalty's update are measured."
+    )
+
+
+class Scale(Closed):
+    """How large everything is: which recipes, how many seeds, which values on each axis."""
+
+    seeds: Count = Field(description="Members per cell: seeds 0 to seeds − 1.")
+    datasets: dict[Identifier, Dataset] = Field(description="Datasets by name, and how much of each.")
+    recipes: dict[Identifier, Recipe] = Field(min_length=1, description="Recipes by name.")
+    panels: dict[Identifier, Annotated[list[str], Field(min_length=1), Names]] = Field(
+        description="Lists of recipes by name: a figure names one, and shows a panel a recipe."
+    )
+    axes: dict[Identifier, Axis] = Field(description="Values of strengths and parameters, by name.")
+    measurement: Measurement = Field(Measurement(), description="How curvature is measured.")
+
+    @model_validator(mode="after")
+    def _datasets_are_known(self) -> "Scale":
+        for name, dataset in self.datasets.items():
+            if (dataset.source or name) not in DATASETS:
+                raise ValueError(f"datasets.{name}: {unknown('dataset', name, DATASETS)}; or name one as its 'source'")
+            streamed = self.dataset_kind(name).streamed
+            for key in ("short_side", "quality"):
+                value = getattr(dataset, key)
+                if streamed != (value is not None):
+                    allowed = "a number" if streamed else "null: it is not stored as JPEG"
+                    raise ValueError(f"datasets.{name}.{key} is {value or 'null'} (allowed: {allowed})")
+            if streamed and dataset.label_noise:
+                allowed = f"0, where '{dataset.source or name}' is streamed"
+                raise ValueError(f"datasets.{name}.label_noise is {dataset.label_noise:g} (allowed: {allowed})")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_listed(self) -> "Scale":
+        for name, recipe in self.recipes.items():
+            if recipe.dataset not in self.datasets:
+                known = unknown("dataset of this scale", recipe.dataset, self.datasets)
+                raise ValueError(f"recipes.{name}.dataset: {known}")
+            self._fits_its_dataset(f"recipes.{name}", recipe)
+        for name, recipes in self.panels.items():
+            for recipe in recipes:
+                if recipe not in self.recipes:
+                    raise ValueError(f"panels.{name}: {unknown('recipe of this scale', recipe, self.recipes)}")
+        return self
+
+    def _fits_its_dataset(self, where: str, recipe: Recipe) -> None:
+        kind, shape = self.dataset_kind(recipe.dataset), self.input_shape(recipe)
+        if kind.streamed:
+            wrong, data, allowed = recipe.augment == "crop_flip", "images of any size", "none, resized_crop_flip"
+        elif len(kind.shape) == 3:
+            wrong, data, allowed = recipe.augment == "resized_crop_flip", "images of one size", "none, crop_flip"
+        else:
+            wrong, data, allowed = recipe.augment != "none", f"inputs {kind.shape}, not images", "none"
+        if wrong:
+            raise ValueError(
+                f"{where}: augment is '{recipe.augment}', but '{recipe.dataset}' has {data} (allowed: {allowed})"
+            )
+        if kind.streamed != (recipe.resolution is not None):
+            allowed = "a number of px, as 224" if recipe.resolution is None else "null: its inputs have one size"
+            found = recipe.resolution or "null"
+            raise ValueError(f"{where}: resolution is {found} for '{recipe.dataset}' (allowed: {allowed})")
+        if recipe.channels_last and len(shape) != 3:
+            raise ValueError(
+                f"{where}: channels_last is true, but '{recipe.dataset}' has inputs {shape} (allowed: false)"
+            )
+
+    def dataset_kind(self, name: str) -> type[DatasetKind]:
+        """The class of one of the scale's datasets."""
+        return DATASETS[self.datasets[name].source or name]
+
+    def input_shape(self, recipe: Recipe) -> tuple[int, ...]:
+        """Of one input as the recipe's network sees it, channels first."""
+        kind, side = self.dataset_kind(recipe.dataset), recipe.resolution
+        return (*kind.shape, side, side) if kind.streamed and side else tuple(kind.shape)

@@ -1,0 +1,65 @@
+"""A split in the memory of the training device: the order of an epoch, standardising and augmenting in batches."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nme.data.augment import crop_and_flip
+from nme.data.examples import Examples, InOrder
+from nme.derivatives.batch import Batch
+
+
+@dataclass(frozen=True)
+class Data(InOrder):
+    """One split on a device.
+
+    Attributes:
+        inputs: (n, *shape), uint8 for images, float32 for signals.
+        labels: (n,), int64.
+        mean: per channel, shape (channels, 1, ...), of the training split.
+        std: likewise.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input, as the network sees it."""
+        return tuple(self.inputs.shape[1:])
+
+    def order(self, stream: torch.Generator) -> Tensor:
+        """The order of an epoch: a permutation of 0 … n − 1, on the CPU."""
+        return torch.randperm(len(self.labels), generator=stream)
+
+    def fetch(self, indices: Iterable[Tensor]) -> Iterator[Examples]:
+        """The examples of each of these batches, one batch after the other."""
+        for chosen in indices:
+            chosen = chosen.to(self.labels.device)
+            yield Examples(self.inputs.index_select(0, chosen), self.labels.index_select(0, chosen))
+
+    def augmented(
+        self, examples: Examples, augment: str, stream: torch.Generator, of: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Inputs as the network sees them: augmented and standardised, float32, (b, *shape).
+
+        Args:
+            examples: from ``fetch``.
+            augment: as in the recipe.
+            stream: of the batch, on the CPU.
+            of: ``(total, first)``: these are the examples from ``first`` on of a batch of ``total``, whose choices are
+                drawn together; None: they are the batch.
+        """
+        inputs = examples.inputs
+        if augment == "crop_flip":
+            inputs = crop_and_flip(inputs, stream, of)
+        return (inputs - self.mean).div_(self.std)
+
+    def batch(self, indices: Tensor, augment: str, stream: torch.Generator) -> Batch:
+        """The examples at ``indices``, augmented and standardised."""
+        (examples,) = self.fetch([indices])
+        return Batch(self.augmented(examples, augment, stream), examples.labels)

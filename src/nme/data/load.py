@@ -1,0 +1,56 @@
+"""Load a prepared dataset onto the training device."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from nme.data.prepared import DATASET_FILES, sha256
+from nme.errors import NmeError
+
+if TYPE_CHECKING:
+    from nme.data.streamed import Streamed
+from nme.data.in_memory import Data
+
+
+def load(
+    manifest: Path, device: torch.device, resolution: int | None = None, workers: int = 0
+) -> tuple["Data | Streamed", "Data | Streamed", dict]:
+    """The training split, the test split and the manifest of a prepared dataset.
+
+    Args:
+        manifest: its path.
+        device: where batches are wanted.
+        resolution: of streamed images, as the network sees them: side of a square, px.
+        workers: processes that decode streamed images.
+
+    Raises:
+        NmeError: a file is missing or is not what the manifest says.
+    """
+    import pyarrow as pa
+
+    try:
+        described = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NmeError(f"{manifest}: cannot be read ({error}); prepare the dataset again") from None
+    if "shards" in described:
+        from nme.data import streamed
+
+        return *streamed.load(manifest, described, device, resolution, workers), described
+    shape = tuple(described["shape"])
+    column = (-1, *(1 for _ in shape[1:]))
+    mean, std = (torch.tensor(described[k], dtype=torch.float32, device=device).view(column) for k in ("mean", "std"))
+    splits = []
+    for name, expected in described["splits"].items():
+        path = manifest.with_name(DATASET_FILES[name])
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise NmeError(f"{path}: cannot be read ({error}); prepare the dataset again") from None
+        if sha256(path) != expected["sha256"]:
+            raise NmeError(f"{path}: is not the file that {manifest.name} describes; prepare the dataset again")
+        # By DLPack: to_numpy() imports pandas. The tensors are the memory map, which is only read.
+        inputs, labels = torch.from_dlpack(table["input"].flatten()), torch.from_dlpack(table["label"])
+        splits.append(Data(inputs.view(-1, *shape).to(device), labels.to(device), mean, std))
+    return splits[0], splits[1], described

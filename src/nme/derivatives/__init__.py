@@ -1,0 +1,1 @@
+"""Exact first to third derivatives of a network's loss."""

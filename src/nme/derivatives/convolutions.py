@@ -1,0 +1,144 @@
+"""Convolutions whose second derivatives cost what they count: a product each, by the kernels of training.
+
+Formulas: docs/theory.md, §2.7.
+
+These are PyTorch's or, for signals on the CPU, those of ``nme.derivatives.signals``.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from nme.derivatives.modes import left_to_others, twice, wanted
+from nme.derivatives.signals import Products
+
+convolution_backward = torch.ops.aten.convolution_backward
+
+
+class _TwiceDifferentiable:
+    """A layer's ``_conv_forward`` with derivatives of its own where it is known that two will be taken.
+
+    PyTorch's double backward computes all four products, whatever is asked for, and those for weights as convolutions
+    with images for kernels. Here each is computed if it is wanted, by the kernels of a gradient. With W x for the
+    convolution:
+
+    - back from ȳ:         x̄ = Wᵀ ȳ,  W̄ = ȳ xᵀ,  b̄ = Σ ȳ     (``_Pull``)
+    - along ẋ, Ẇ, ḃ:       ẏ = W ẋ + Ẇ x + ḃ                  (``_Push``)
+
+    Each is linear and the other one's adjoint; the derivatives of both in x and W are Ẇᵀ ȳ and ȳ ẋᵀ.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        usual = self.padding_mode == "zeros" and not isinstance(self.padding, str) and x.dim() == weight.dim()
+        kernels = self._kernels(x, weight) if usual and not left_to_others() else None
+        if kernels is None:
+            return super()._conv_forward(x, weight, bias)
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)  # as autocast does
+        return _Convolution.apply(x, weight, bias, kernels)
+
+    def _kernels(self, x: Tensor, weight: Tensor) -> "_Kernels | Products | None":
+        """Who computes the products; None: nobody here."""
+        plain = self.groups == 1 and self.dilation == (1,) and self.padding < self.kernel_size  # and of signals
+        wide = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
+        if plain and wide and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            return Products(self.stride[0], self.padding[0])
+        return _Kernels(self.stride, self.padding, self.dilation, self.groups) if twice() else None
+
+
+class Conv1d(_TwiceDifferentiable, nn.Conv1d):
+    """``torch.nn.Conv1d``: same parameters, same start."""
+
+
+class Conv2d(_TwiceDifferentiable, nn.Conv2d):
+    """``torch.nn.Conv2d``: same parameters, same start."""
+
+
+class _Kernels(NamedTuple):
+    """PyTorch's kernels of one layer."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def settings(self) -> tuple:
+        """As the kernels take them."""
+        return self.stride, self.padding, self.dilation, False, (0,) * len(self.stride), self.groups
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """W x + b."""
+        return torch.convolution(x, weight, bias, *self.settings)
+
+    def pull(self, y: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+        """x̄, W̄ and b̄ of ȳ, those that the mask names."""
+        return convolution_backward(y, x, weight, [len(weight)], *self.settings, mask)
+
+
+class _Convolution(Function):
+    """y = W x + b; infinitely differentiable in reverse mode."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, kernels):
+        ctx.save_for_backward(x, weight)
+        ctx.kernels = kernels
+        return kernels.convolve(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, y):
+        mask = ctx.needs_input_grad[:3]
+        if not torch.is_grad_enabled():  # nothing follows: without the overhead of another Function
+            return *ctx.kernels.pull(y, *ctx.saved_tensors, mask), None
+        return *_Pull.apply(y, *ctx.saved_tensors, mask, ctx.kernels), None
+
+
+class _Pull(Function):
+    """x̄, W̄ and b̄ of ȳ, those that the mask names; the others are None."""
+
+    @staticmethod
+    def forward(ctx, y, x, weight, mask, kernels):
+        ctx.save_for_backward(y, x, weight)
+        ctx.kernels = kernels
+        ctx.set_materialize_grads(False)
+        return kernels.pull(y, x, weight, mask)
+
+    @staticmethod
+    def backward(ctx, x1, w1, b1):
+        y, x, weight = ctx.saved_tensors
+        needed = wanted(ctx.needs_input_grad)
+        to_y = to_x = to_weight = None
+        if needed[0] and (x1 is not None or w1 is not None):
+            to_y = _Push.apply(x1, w1, b1, x, weight, ctx.kernels)
+        elif needed[0] and b1 is not None:
+            to_y = b1.view(-1, *(1 for _ in y.shape[2:])).expand_as(y)
+        if needed[1] and w1 is not None:
+            to_x, _, _ = _Pull.apply(y, x, w1, (True, False, False), ctx.kernels)
+        if needed[2] and x1 is not None:
+            _, to_weight, _ = _Pull.apply(y, x1, weight, (False, True, False), ctx.kernels)
+        return to_y, to_x, to_weight, None, None
+
+
+class _Push(Function):
+    """ẏ of ẋ, Ẇ and ḃ, of which some may be None, but not ẋ and Ẇ both."""
+
+    @staticmethod
+    def forward(ctx, x1, w1, b1, x, weight, kernels):
+        ctx.save_for_backward(x1, w1, x, weight)
+        ctx.kernels = kernels
+        if x1 is None:
+            return kernels.convolve(x, w1, b1)
+        y = kernels.convolve(x1, weight, b1)
+        return y if w1 is None else y.add_(kernels.convolve(x, w1, None))
+
+    @staticmethod
+    def backward(ctx, y):
+        x1, w1, x, weight = ctx.saved_tensors
+        needed, to_x, to_weight = ctx.needs_input_grad, None, None
+        moved = _Pull.apply(y, x, weight, needed[:3], ctx.kernels) if any(needed[:3]) else (None, None, None)
+        if needed[3] and w1 is not None:
+            to_x, _, _ = _Pull.apply(y, x, w1, (True, False, False), ctx.kernels)
+        if needed[4] and x1 is not None:
+            _, to_weight, _ = _Pull.apply(y, x1, weight, (False, True, False), ctx.kernels)
+        return *moved, to_x, to_weight, None

@@ -1,0 +1,1 @@
+"""Figures with a drawing of their own, one module each."""

@@ -1,0 +1,29 @@
+"""What a caption says of a figure at this scale."""
+
+from nme.config.fields import AXIS_IN_NAME
+from nme.config.project import Project
+from nme.grid.cells import cells
+from nme.grid.claims import map_spec
+
+
+def scale_sentence(project: Project, name: str) -> str:
+    """A sentence for the caption: the values and the seeds that a grid figure or a map shows at this scale."""
+    figure, scale = project.figures[name], project.scale
+    if figure.map:
+        titles = [recipe["title"] for recipe in map_spec(project, name)["recipes"].values()]
+        settings = "; ".join(f"({i}) {title}" for i, title in enumerate(titles, 1))
+        return f"Settings: {settings}. {scale.seeds} seed{'s' if scale.seeds > 1 else ''}."
+    if not figure.grid:
+        return ""
+    used = [*AXIS_IN_NAME.findall(" ".join([*figure.grid.activation, *figure.grid.method]))]
+    used += [*figure.grid.method.values()]
+    values = "; ".join(f"{axis} {', '.join(scale.axes[axis])}" for axis in dict.fromkeys(used))
+    seeds = f"{scale.seeds} seed{'s' if scale.seeds > 1 else ''}"
+    noisy = {
+        f"{100 * dataset.label_noise:g} % of the training labels of '{name}' are random; test labels are clean."
+        for recipe in scale.panels[figure.grid.panels]
+        for name in [scale.recipes[recipe].dataset]
+        for dataset in [scale.datasets[name]]
+        if dataset.label_noise
+    }
+    return " ".join([f"Values: {values}. {seeds}; {len(cells(figure, scale))} combinations.", *sorted(noisy)])

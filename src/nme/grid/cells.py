@@ -1,0 +1,129 @@
+"""Cells and members: what is trained. Planning imports no torch.
+
+A *cell* is one combination of recipe, activation, training method and strength. A *member* is a cell with a seed.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+from nme.activations import ACTIVATIONS
+from nme.config.fields import AXIS_IN_NAME
+from nme.config.figure import Figure
+from nme.config.project import Project
+from nme.config.scale import Scale
+from nme.methods import METHODS
+from nme.registry import number
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One combination of what is compared; every field in its one spelling.
+
+    Strength 0 of any method is plain SGD, so all curves share that cell.
+    """
+
+    recipe: str
+    activation: str
+    method: str
+    strength: str
+
+    @classmethod
+    def of(cls, recipe: str, activation: str, method: str, strength: float | str) -> "Cell":
+        """The cell, from any spelling of its names and numbers.
+
+        Raises:
+            NmeError: an unknown name, or a strength that is not a number ≥ 0.
+        """
+        strength = number(strength)
+        trained = METHODS.parse(method)
+        if strength == "0" or trained.symbol is None:
+            trained, strength = METHODS.parse("sgd"), "0"
+        return cls(recipe, str(ACTIVATIONS.parse(activation)), str(trained), strength)
+
+    @property
+    def path(self) -> str:
+        """The cell's part of a path: ``recipe/activation/method/strength``."""
+        return f"{self.recipe}/{self.activation}/{self.method}/{self.strength}"
+
+    @classmethod
+    def from_path(cls, path: str) -> "Cell":
+        """The cell whose ``path`` this is."""
+        return cls.of(*path.split("/"))
+
+
+def jobs_of_seeds(seeds: int, seeds_per_job: int) -> list[range]:
+    """How the members of a cell are shared out to jobs.
+
+    Every ``seeds_per_job`` seeds share one process; those that are left have one each, so that one more seed trains
+    only new members, until it completes a job.
+
+    >>> jobs_of_seeds(7, 3)
+    [range(0, 3), range(3, 6), range(6, 7)]
+    """
+    whole = seeds - seeds % seeds_per_job
+    shared = [range(first, first + seeds_per_job) for first in range(0, whole, seeds_per_job)]
+    return [*shared, *(range(seed, seed + 1) for seed in range(whole, seeds))]
+
+
+def format_seeds(seeds: range) -> str:
+    """``0-4`` or ``5``, as in a path."""
+    return f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+
+
+def parse_seeds(text: str) -> range:
+    """The seeds that ``format_seeds`` wrote."""
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def expand(name: str, axes: dict[str, list[str]]) -> list[str]:
+    """The names that a name with axes in braces stands for, one a value.
+
+    >>> expand("beta_gelu-beta={beta}", {"beta": ["1", "4"]})
+    ['beta_gelu-beta=1', 'beta_gelu-beta=4']
+    """
+    names = [name]
+    for axis in AXIS_IN_NAME.findall(name):
+        names = [n.replace(f"{{{axis}}}", value) for n in names for value in axes[axis]]
+    return names
+
+
+def cells(figure: Figure, scale: Scale) -> list[Cell]:
+    """The cells of a grid figure, each once, in the order of the configuration."""
+    grid, found = figure.grid, []
+    activations = [a for name in grid.activation for a in expand(name, scale.axes)]
+    for recipe, activation in product(scale.panels[grid.panels], activations):
+        for method, axis in grid.method.items():
+            combinations = product(expand(method, scale.axes), scale.axes[axis])
+            found += [Cell.of(recipe, activation, m, strength) for m, strength in combinations]
+    return list(dict.fromkeys(found))
+
+
+def training_jobs(figure: Figure, scale: Scale) -> list[tuple[Cell, range]]:
+    """The training jobs of a grid figure."""
+    return [
+        (cell, seeds)
+        for cell in cells(figure, scale)
+        for seeds in jobs_of_seeds(scale.seeds, scale.recipes[cell.recipe].seeds_per_job)
+    ]
+
+
+def measurements(project: Project) -> dict[Cell, dict[str, list[float]]]:
+    """What is measured on the networks of each cell that a figure measures: all that any of them asks for.
+
+    Returns:
+        For each such cell the quantities, each with when: fractions of the training, ascending.
+    """
+    wanted: dict[Cell, dict[str, set[float]]] = {}
+    for figure in project.figures.values():
+        if figure.measure:
+            at = {float(value) for value in project.scale.axes[figure.measure.at]}
+            for cell in cells(figure, project.scale):
+                for quantity in figure.measure.quantities:
+                    wanted.setdefault(cell, {}).setdefault(quantity, set()).update(at)
+    return {cell: {name: sorted(at) for name, at in sorted(found.items())} for cell, found in wanted.items()}
+
+
+def snapshots(measurement: dict[str, list[float]]) -> list[float]:
+    """When the network of a cell is kept, as fractions of the training: whenever a quantity of it is measured."""
+    return sorted({at for times in measurement.values() for at in times})

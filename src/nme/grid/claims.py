@@ -1,0 +1,221 @@
+"""Specs of the stages claims and map: contrasts of the configuration become lists of cells."""
+
+from itertools import product
+
+from nme.activations import ACTIVATIONS
+from nme.config.fields import AXIS_IN_NAME
+from nme.config.figure import Claim, Contrast, Map
+from nme.config.project import Project
+from nme.errors import NmeError, unknown
+from nme.grid.cells import Cell, cells, expand
+from nme.grid.paths import claims_of_map
+from nme.grid.specs import STAGE_VERSION
+
+
+def term_cells(project: Project, figure: str, term: str) -> list[tuple[str, str, str]]:
+    """The (activation, method, strength) that a term of a contrast stands for, each once, in any recipe of the figure.
+
+    A term is ``activation/method/axis`` or ``activation/sgd``; a comma separates alternatives.
+
+    Raises:
+        NmeError: the term is not written so, names an unknown axis, or is not among the figure's cells.
+    """
+    scale = project.scale
+    parts = [part.split(",") for part in term.split("/")]
+    if len(parts) not in (2, 3) or (len(parts) == 2 and parts[1] != ["sgd"]):
+        raise NmeError(f"'{term}' is no term (allowed: activation/method/axis, or activation/sgd)")
+    unknown_axes = {a for a in [*AXIS_IN_NAME.findall(term), *(parts[2:] or [[]])[0]] if a not in scale.axes}
+    if unknown_axes:
+        known = unknown(f"axis of scale '{project.config.scale}'", min(unknown_axes), scale.axes)
+        raise NmeError(f"'{term}': {known}")
+    activations, methods = ([n for name in names for n in expand(name, scale.axes)] for names in parts[:2])
+    strengths = [value for axis in parts[2] for value in scale.axes[axis]] if len(parts) == 3 else ["0"]
+    found = []
+    there = cells(project.figures[figure], scale)
+    for combination in product(activations, methods, strengths):
+        cell = Cell.of(there[0].recipe, *combination)
+        if cell not in there:
+            raise NmeError(f"'{term}': {figure} has no training {cell.activation}/{cell.method}/{cell.strength}")
+        found.append((cell.activation, cell.method, cell.strength))
+    return list(dict.fromkeys(found))
+
+
+def claims_spec(project: Project, name: str) -> dict:
+    """What decides the claims table, besides the tables it is made from.
+
+    Raises:
+        NmeError: a claim's figure is not there, has no grid, or lacks a training that a contrast names; the terms of a
+            contrast do not pair up; two claims have the same number; or no recipe has all contrasts of a claim.
+    """
+    claims = project.figures[name].claims
+    numbers = [claim.number for claim in claims.list]
+    twice = [n for n in numbers if numbers.count(n) > 1]
+    if twice:
+        raise NmeError(f"claims: number {twice[0]} is given to more than one claim (each needs its own)")
+    return {
+        "scale": project.config.scale,
+        "smallest_effect": claims.smallest_effect.model_dump(),
+        "claims": [
+            {
+                "number": claim.number,
+                "says": claim.says,
+                "figure": claim.figure,
+                "contrasts": [_contrast_spec(project, c.figure or claim.figure, c) for c in claim.contrasts],
+                "recipes": _recipes(project, claim),
+            }
+            for claim in claims.list
+        ],
+        "version": STAGE_VERSION["claims"],
+    }
+
+
+def map_spec(project: Project, name: str) -> dict:
+    """What decides the map, besides the tables it is made from.
+
+    A contrast that is tested cell by cell (``over`` each or any) enters with the mean over its cells, which are chosen
+    beforehand: the best of several would be too large, and more so where seeds differ more.
+
+    Raises:
+        NmeError: a claim is unknown, wrong, about traces or about similarity; the figure of the shares does not measure
+            them, on that activation, during training; or a claim has no recipe in common with it.
+    """
+    wanted, scale = project.figures[name].map, project.scale
+    try:
+        recipes = _recipes_with_shares(project, wanted)
+        claims = [_mapped_claim(project, claim, recipes) for claim in claims_of_map(project, name)]
+    except NmeError as error:
+        raise NmeError(f"{name}: {error}") from None
+    used = {recipe for claim in claims for recipe in claim["recipes"]}
+    smallest = next(f.claims for f in project.figures.values() if f.claims).smallest_effect
+    return {
+        "scale": project.config.scale,
+        "smallest_effect": smallest.points,
+        "claims": claims,
+        "shares": {"figure": wanted.shares, "activation": wanted.activation},
+        "recipes": {
+            recipe: {
+                "title": found.title or recipe,
+                "network": found.model.name,
+                "label_noise": scale.datasets[found.dataset].label_noise,
+            }
+            for recipe in recipes
+            if recipe in used
+            for found in [scale.recipes[recipe]]
+        },
+        "version": STAGE_VERSION["map"],
+    }
+
+
+def _recipes_with_shares(project: Project, wanted: Map) -> list[str]:
+    """The recipes on which the shares of a map are measured, in the order of the panels."""
+    scale = project.scale
+    able = [n for n, f in project.figures.items() if f.measure and "update_shares" in f.measure.quantities]
+    if wanted.shares not in able:
+        raise NmeError(f"map.shares: {unknown('figure with update_shares', wanted.shares, able)}")
+    figure = project.figures[wanted.shares]
+    plain = [cell for cell in cells(figure, scale) if cell.method == "sgd"]
+    activations = sorted({cell.activation for cell in plain})
+    if wanted.activation not in activations:
+        known = unknown(f"activation of '{wanted.shares}' with plain SGD", wanted.activation, activations)
+        raise NmeError(f"map.activation: {known}")
+    times = scale.axes[figure.measure.at]
+    if not any(float(at) > 0 for at in times):
+        raise NmeError(
+            f"map.shares: '{wanted.shares}' measures at {', '.join(times)} alone (allowed: an axis with a time after 0)"
+        )
+    return scale.panels[figure.grid.panels]
+
+
+def _mapped_claim(project: Project, claim: Claim, recipes: list[str]) -> dict:
+    """A claim of the map, on those of its recipes that have shares."""
+    if any(contrast.trace for contrast in claim.contrasts):
+        raise NmeError(f"map.claims: claim {claim.number} is about traces (allowed: claims about accuracies)")
+    aimless = [contrast.expect for contrast in claim.contrasts if contrast.expect in ("similar", "different")]
+    if aimless:
+        raise NmeError(f"map.claims: claim {claim.number} expects '{aimless[0]}' (allowed: positive, not negative)")
+    contrasts = []
+    for contrast in claim.contrasts:
+        found = _contrast_spec(project, contrast.figure or claim.figure, contrast)
+        found |= {"over": "trend" if found["over"] == "trend" else "mean"}
+        del found["expect"]  # nothing is tested
+        contrasts.append(found)
+    common = [recipe for recipe in recipes if recipe in _recipes(project, claim)]
+    if not common:
+        raise NmeError(f"map.claims: claim {claim.number} has no recipe with shares (allowed: one or more)")
+    return {"number": claim.number, "says": claim.says, "contrasts": contrasts, "recipes": common}
+
+
+def _recipes(project: Project, claim: Claim) -> list[str]:
+    """The recipes that all contrasts of a claim have, in the order of the first one's panels."""
+    figures = [project.figures[contrast.figure or claim.figure] for contrast in claim.contrasts]
+    panels = [project.scale.panels[figure.grid.panels] for figure in figures]
+    found = [recipe for recipe in panels[0] if all(recipe in others for others in panels)]
+    if not found:
+        raise NmeError(f"claims: claim {claim.number}: its contrasts have no recipe in common (allowed: one or more)")
+    return found
+
+
+def _contrast_spec(project: Project, figure: str, contrast: Contrast) -> dict:
+    traced = contrast.trace is not None
+    grids = {name: f for name, f in project.figures.items() if f.grid}
+    if traced:
+        able = [name for name, f in grids.items() if f.measure and "traces" in f.measure.quantities]
+    else:
+        able = [name for name, f in grids.items() if not f.measure]
+    try:
+        if figure not in able:
+            raise NmeError(unknown("figure with traces" if traced else "figure with accuracies", figure, able))
+        terms = {side: [term_cells(project, figure, t) for t in getattr(contrast, side)] for side in ("plus", "minus")}
+        over = contrast.over or ("each" if contrast.expect in ("similar", "different") else "mean")
+        terms = _paired(terms, over)
+        trace = None
+        if traced:
+            last = max(float(at) for at in project.scale.axes[grids[figure].measure.at])
+            trace = {"operator": contrast.trace, "at": last}
+    except NmeError as error:
+        raise NmeError(f"claims: contrast '{contrast.name}': {error}") from None
+    described = {"name": contrast.name, "expect": contrast.expect, "over": over, "trace": trace}
+    return {**described, "figure": figure, **terms}
+
+
+def _paired(terms: dict[str, list[list]], over: str) -> dict[str, list[list]]:
+    """The terms of a contrast, after a check that their cells pair up; for a trend in ascending order.
+
+    Raises:
+        NmeError: their numbers of cells differ and are not 1; or a trend is not over one axis, the same for all terms.
+    """
+    every = [term for side in terms.values() for term in side]
+    lengths = sorted({len(term) for term in every} - {1})
+    if over in ("each", "any") and len(lengths) > 1:
+        raise NmeError(
+            f"over is '{over}', but its terms have {' and '.join(map(str, lengths))} cells"
+            " (allowed: the same number, or 1)"
+        )
+    if over != "trend":
+        return terms
+    positions = {tuple(sorted(_positions(term))) for term in every}
+    if len(positions) > 1:
+        raise NmeError(
+            "over is 'trend', but its terms are over different values (allowed: the same axis for all terms)"
+        )
+    return {side: [[cell for _, cell in sorted(_positions(t).items())] for t in own] for side, own in terms.items()}
+
+
+def _positions(term: list[tuple[str, str, str]]) -> dict[float, tuple[str, str, str]]:
+    """The cells of a term of a trend by their strength, or by the one parameter of their activation that varies."""
+    activations = [ACTIVATIONS.parse(activation) for activation, _, _ in term]
+    methods = {method for _, method, strength in term if strength != "0"}
+    by_strength = {float(cell[2]): cell for cell in term}
+    found: dict[float, tuple[str, str, str]] = {}
+    if len(set(map(str, activations))) == 1 and len(methods) <= 1:
+        found = by_strength
+    elif len({a.name for a in activations}) == 1 and len(by_strength) == 1 and len({cell[1] for cell in term}) == 1:
+        varying = [key for key in activations[0].values if len({a.values[key] for a in activations}) > 1]
+        if len(varying) == 1:
+            found = {float(a.values[varying[0]]): cell for a, cell in zip(activations, term, strict=True)}
+    if len(found) != len(term) or len(term) < 2:
+        text = ", ".join("/".join(cell) for cell in term)
+        raise NmeError(
+            f"over is 'trend', but a term is {text} (allowed: two or more strengths, or two or more values of β)"
+        )
+    return found

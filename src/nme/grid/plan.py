@@ -1,0 +1,162 @@
+"""What a figure would cost before anything runs: jobs, members, steps, hours, memory and disk.
+
+A training step costs its method's count of gradients (``Method.gradients``), and a gradient three forward passes, whose
+floating point operations are counted on the recipe's network. ``SPEED`` turns operations into seconds; it was measured
+on one core of a laptop-class processor, and is a guess of half the dense float32 speed for a data centre's GPU, which a
+shorter ``precision`` multiplies by ``FASTER``, another guess.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nme.config.project import Project
+from nme.config.scale import Measurement, Recipe, Scale
+from nme.grid import cells
+from nme.grid.cells import Cell, measurements, training_jobs
+from nme.grid.paths import figures_read
+from nme.methods import METHODS
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a device is: operations a second, seconds a gradient beside them, and seconds to start a job."""
+
+    operations: float
+    overhead: float
+    start: float
+
+
+SPEED = {"cpu": Speed(2.5e10, 0.4e-3, 3.3), "cuda": Speed(1e13, 3e-3, 15)}
+FASTER = {"fp32": 1, "tf32": 3, "bf16": 6}
+SNAPSHOT_BYTES = 4  # a parameter
+METRICS_BYTES = 12_000  # a job's parquet file, with its provenance
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of some trainings and their measurements.
+
+    Attributes:
+        jobs: training and measurement jobs.
+        members: trained networks.
+        steps: training steps of all members.
+        hours: by device, of one core (``cpu``) or one GPU (``cuda``), of all jobs one after the other.
+        memory_mb: the most that a job asks for at its first attempt.
+        disk_mb: results, without prepared data.
+    """
+
+    jobs: int
+    members: int
+    steps: int
+    hours: dict[str, float]
+    memory_mb: int
+    disk_mb: float
+
+
+def steps_of(scale: Scale, recipe: Recipe) -> int:
+    """Training steps of one member."""
+    examples = scale.datasets[recipe.dataset].train or scale.dataset_kind(recipe.dataset).counts[0]
+    return recipe.epochs * (examples // recipe.batch_size)
+
+
+def network_of(scale: Scale, recipe: Recipe) -> tuple[float, int]:
+    """Operations of one example's forward pass, and the number of parameters; nothing is computed."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from nme.activations import ACTIVATIONS
+
+    shape, classes = scale.input_shape(recipe), len(scale.dataset_kind(recipe.dataset).classes)
+    with torch.device("meta"):
+        model = recipe.model.build(shape, classes, ACTIVATIONS.parse("relu"))
+        with FlopCounterMode(display=False) as counter:
+            model.eval()(torch.empty(2, *shape))
+    return counter.get_total_flops() / 2, sum(p.numel() for p in model.parameters())
+
+
+class Estimate:
+    """How long each job of a project takes on a device, in seconds besides its start.
+
+    Args:
+        project: at its scale.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, project: Project, device: str):
+        self.project, self.speed = project, SPEED[device]
+        self.kept = measurements(project)
+        self.networks = {name: network_of(project.scale, recipe) for name, recipe in project.scale.recipes.items()}
+        faster = FASTER if device == "cuda" else dict.fromkeys(FASTER, 1)
+        recipes = project.scale.recipes
+        self.operations = {name: self.speed.operations * faster[r.precision] for name, r in recipes.items()}
+
+    def training(self, cell: Cell, seeds: range) -> float:
+        """Of a training job."""
+        scale = self.project.scale
+        recipe, operations = scale.recipes[cell.recipe], self.networks[cell.recipe][0]
+        steps = (
+            steps_of(scale, recipe)
+            * self._gradient(cell, self.operations[cell.recipe])
+            * METHODS.parse(cell.method).gradients
+        )
+        tested = scale.datasets[recipe.dataset].test or scale.dataset_kind(recipe.dataset).counts[1]
+        return len(seeds) * (
+            steps + -(-recipe.epochs // recipe.test_epochs) * tested * operations / self.operations[cell.recipe]
+        )
+
+    def measuring(self, cell: Cell, seeds: range) -> float:
+        """Of the job that measures what a training job kept."""
+        settings = self.project.scale.measurement
+        batches = settings.examples / self.project.scale.recipes[cell.recipe].batch_size
+        products = sum(_products(settings, name, batches) * len(at) for name, at in self.kept[cell].items())
+        return len(seeds) * products * 2.5 * self._gradient(cell, self.speed.operations)  # in fp32
+
+    def _gradient(self, cell: Cell, speed: float) -> float:
+        recipe, operations = self.project.scale.recipes[cell.recipe], self.networks[cell.recipe][0]
+        return 3 * operations * recipe.batch_size / speed + self.speed.overhead
+
+
+def cost(estimates: dict[str, Estimate], figures: Iterable[str]) -> Cost:
+    """The cost of everything that these figures are made from, each training once; estimates are by device."""
+    one = estimates["cpu"]
+    project, scale = one.project, one.project.scale
+    figures = list(figures)
+    wanted = [project.figures[name] for name in figures]
+    wanted += [project.figures[read] for name in figures for read in figures_read(project, name)]
+    trained = {job for figure in wanted if figure.grid for job in training_jobs(figure, scale)}
+    measured = {job for figure in wanted if figure.measure for job in training_jobs(figure, scale)}
+    jobs = len(trained) + len(measured)
+    hours = {device: _seconds(estimate, trained, measured) / 3600 for device, estimate in estimates.items()}
+    steps, members, disk = 0, 0, jobs * METRICS_BYTES
+    for cell, seeds in trained:
+        recipe = scale.recipes[cell.recipe]
+        steps += len(seeds) * steps_of(scale, recipe)
+        members += len(seeds)
+        snapshots = len(cells.snapshots(one.kept.get(cell, {})))
+        disk += len(seeds) * snapshots * SNAPSHOT_BYTES * one.networks[cell.recipe][1]
+    memory = max((scale.recipes[cell.recipe].memory_mb for cell, _ in trained), default=0)
+    return Cost(jobs, members, steps, hours, memory, disk / 2**20)
+
+
+def _seconds(estimate: Estimate, trained: Iterable[tuple], measured: Iterable[tuple]) -> float:
+    training, measuring = [estimate.training(*job) for job in trained], [estimate.measuring(*job) for job in measured]
+    return sum(training) + sum(measuring) + (len(training) + len(measuring)) * estimate.speed.start
+
+
+def _products(settings: Measurement, quantity: str, batches: float) -> float:
+    """Products with H, G or N of one training batch that a quantity takes, roughly.
+
+    ``batches`` is how many training batches ``settings.examples`` are.
+    """
+    if quantity == "update_shares":  # 20 F for each of its batches; a product is 2.5 gradients, of 3 F each
+        return 3 * settings.update_batches
+    spectrum = 3 * settings.spectrum_probes * settings.lanczos_steps
+    found = {"traces": settings.probes, "squared_norms": 6 * settings.probes, "spectrum": spectrum}
+    return batches * found.get(quantity, 1)
+
+
+def plan(project: Project) -> dict[str, Cost]:
+    """The cost of each figure by itself, and of all of them together, which share trainings."""
+    estimates = {device: Estimate(project, device) for device in SPEED}
+    found = {name: cost(estimates, [name]) for name in project.figures}
+    return {**found, "all": cost(estimates, list(project.figures))}

@@ -1,0 +1,122 @@
+"""How far each figure is: its jobs that are done, running or have failed, and the time that is left."""
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nme.config.project import Project
+from nme.errors import NmeError
+from nme.grid.cells import snapshots, training_jobs
+from nme.grid.paths import figures_read, measured_path, metrics_path, sources
+from nme.grid.plan import Estimate
+from nme.grid.specs import landscape_spec, measure_spec, train_spec
+from nme.outputs import parquet
+from nme.outputs.locks import at_work, lock_of
+from nme.outputs.provenance import spec_hash
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training or measurement.
+
+    Attributes:
+        state: ``done``: its result is there, of the settings that it has now; ``running``: a process holds its lock;
+            ``failed``: it wrote into its log and ended without a result; ``waiting``.
+        seconds: the estimate.
+        measured: seconds that it took, if it is done.
+    """
+
+    state: str
+    seconds: float
+    measured: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The jobs of one figure at a scale, and whether ``figures/`` holds it as drawn from them.
+
+    Attributes:
+        jobs: by output.
+        hours_left: of those that are not done, as many at a time as are running now.
+    """
+
+    figure: str
+    drawn: bool
+    jobs: dict[str, Job] = field(repr=False)
+    hours_left: float
+
+    @property
+    def wanted(self) -> int:
+        """How many jobs the figure needs."""
+        return len(self.jobs)
+
+    def count(self, state: str) -> int:
+        """How many of its jobs are in a state."""
+        return sum(job.state == state for job in self.jobs.values())
+
+
+def status(project: Project, device: str, root: Path = Path()) -> list[Progress]:
+    """Progress of every figure at the project's scale, and of ``all``, from the files below ``root``.
+
+    What is left is what ``nme plan`` estimates for the device, scaled by what the finished jobs took.
+    """
+    estimate = Estimate(project, device)
+    figures = {name: _jobs(project, name, estimate, root) for name in project.figures}
+    everything = {path: job for jobs in figures.values() for path, job in jobs.items()}
+    done = [job for job in everything.values() if job.state == "done" and job.seconds]
+    measured, expected = sum(job.measured for job in done), sum(job.seconds for job in done)
+    pace = measured / expected if expected else 1.0
+    running = max(1, sum(job.state == "running" for job in everything.values()))
+
+    def left(jobs: dict[str, Job]) -> float:
+        seconds = [pace * job.seconds + estimate.speed.start for job in jobs.values() if job.state != "done"]
+        return sum(seconds) / min(running, len(seconds) or 1) / 3600
+
+    drawn = {n: _scale_drawn(root / "figures" / f"{n}.csv") == project.config.scale for n in figures}
+    rows = [Progress(name, drawn[name], jobs, left(jobs)) for name, jobs in figures.items()]
+    return [*rows, Progress("all", all(drawn.values()), everything, left(everything))]
+
+
+def _jobs(project: Project, name: str, estimate: Estimate, root: Path) -> dict[str, Job]:
+    """The figure's jobs by their outputs; those of the claims and the map are those of the figures they read."""
+    figure, scale = project.figures[name], project.config.scale
+    if figure.claims or figure.map:
+        read = [_jobs(project, n, estimate, root) for n in figures_read(project, name)]
+        return {path: job for jobs in read for path, job in jobs.items()}
+    if figure.landscape:
+        (path,) = sources(project, name)
+        return {path: _job(root, path, landscape_spec(figure), 0.0)}
+    found = {}
+    for cell, seeds in training_jobs(figure, project.scale):
+        kept = estimate.kept.get(cell, {})
+        path, recipe = metrics_path(scale, cell, seeds), project.scale.recipes[cell.recipe]
+        spec = train_spec(recipe, cell, seeds, snapshots(kept))
+        found[path] = _job(root, path, spec, estimate.training(cell, seeds))
+        if figure.measure:
+            path, spec = measured_path(scale, cell, seeds), measure_spec(project, cell, seeds, kept)
+            found[path] = _job(root, path, spec, estimate.measuring(cell, seeds))
+    return found
+
+
+def _job(root: Path, path: str, spec: dict, seconds: float) -> Job:
+    output = root / path
+    if at_work(lock_of(output)):
+        return Job("running", seconds)
+    folder = (root / "logs" / Path(path).relative_to("results")).parent
+    log = folder.with_name(f"{folder.name}.log")  # empty while the job starts
+    try:
+        record = parquet.read_record(output)
+    except NmeError:  # missing, or damaged
+        begun = output.exists() or (log.exists() and log.stat().st_size)
+        return Job("failed" if begun else "waiting", seconds)
+    if record["spec_sha256"] != spec_hash(spec):
+        return Job("waiting", seconds)
+    return Job("done", seconds, record["seconds"])
+
+
+def _scale_drawn(numbers: Path) -> str | None:
+    """The scale of the plotted numbers beside a figure; None if there are none."""
+    if not numbers.exists():
+        return None
+    with numbers.open(encoding="utf-8", newline="") as file:
+        return next(csv.DictReader(file), {}).get("scale")

@@ -1,0 +1,167 @@
+"""Quantities: what can be measured of a network, by name.
+
+To add a quantity: write a function and decorate it. Configurations, the stage and tests pick it up from ``QUANTITIES``.
+
+This module is imported to check a configuration, where torch may be absent, so torch is imported where it computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from nme.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+    from torch import nn
+
+    from nme.curvature import Curvature
+    from nme.derivatives.batch import Batch
+
+
+class Value(NamedTuple):
+    """One measured number.
+
+    Attributes:
+        operator: H, G, N, or N_phi for the part of N from activation second derivatives; empty: none of them.
+        layer: empty: of the whole network.
+        probe: number of the random probe or of the training batch; -1: of none, or the mean over batches.
+        index: of a Ritz value, ascending; -1: it is none.
+        weight: of a Ritz value in the spectral density; nan: it is none.
+        error: a bound of the value's numerical error, or the standard error of a mean; nan: neither.
+        statistic: which number, where a quantity has several: ``share`` or ``cosine``; empty: it has one.
+    """
+
+    value: float | None
+    operator: str = ""
+    layer: str = ""
+    probe: int = -1
+    index: int = -1
+    weight: float = math.nan
+    error: float = math.nan
+    statistic: str = ""
+
+
+Quantity = Callable[["nn.Module", "Batch", dict, int], Iterator[Value]]
+
+QUANTITIES = Registry("quantity")
+ON_TRAINING_BATCHES: set[str] = set()  # names of the quantities that are given batches as training has them
+
+
+def on_training_batches(function: Quantity) -> Quantity:
+    """Decorator: the function is given an iterable of training batches in place of one batch."""
+    ON_TRAINING_BATCHES.add(function.__name__)
+    return function
+
+
+@QUANTITIES.add
+def second_derivatives(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
+    """Fraction of hidden units and examples with |φ''| > 1e-3·max |φ''|, per layer and in all: Figure 6.
+
+    See docs/theory.md, §7.9. A network without hidden units yields nothing.
+    """
+    from nme.curvature.sparsity import nonzero_second_derivatives
+
+    counts = nonzero_second_derivatives(model, batch.inputs)
+    for layer, (nonzero, units) in counts.items():
+        yield Value(nonzero / units, layer=layer)
+    if counts:
+        nonzero, units = map(sum, zip(*counts.values(), strict=True))
+        yield Value(nonzero / units)
+
+
+@QUANTITIES.add
+def traces(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
+    """uᵀHu, uᵀGu and uᵀNu of each probe: samples of the traces. ``settings["probes"]`` probes.
+
+    See docs/theory.md, §7.2.
+    """
+    from nme.curvature import traces
+
+    found = traces(_curvature(model, batch, settings), settings["probes"], _stream(seed, "traces"))
+    for symbol, estimate in found.items():
+        for probe, value in enumerate(estimate.samples.tolist()):
+            yield Value(value, symbol, probe=probe)
+
+
+@QUANTITIES.add
+def squared_norms(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
+    """‖Hu‖², ‖Gu‖² and ‖Nu‖² of each probe: samples of the squared Frobenius norms; per layer ‖N_ll u‖² of its block.
+
+    The diagonal blocks N_ll come from second derivatives of activations alone (docs/theory.md, §1.3); with two
+    hidden layers or more these act between layers, too.
+    """
+    from nme.curvature import frobenius_norms, layers, nme_block_norms
+
+    curvature = _curvature(model, batch, settings)
+    for symbol, estimate in frobenius_norms(curvature, settings["probes"], _stream(seed, "norms")).items():
+        for probe, value in enumerate(estimate.samples.tolist()):
+            yield Value(value, symbol, probe=probe)
+    for layer, estimate in nme_block_norms(
+        curvature, layers(model), settings["probes"], _stream(seed, "norms")
+    ).items():
+        if layer:
+            for probe, value in enumerate(estimate.samples.tolist()):
+                yield Value(value, "N", layer=layer, probe=probe)
+
+
+@QUANTITIES.add
+def spectrum(model: nn.Module, batch: Batch, settings: dict, seed: int) -> Iterator[Value]:
+    """Ritz values of H, G and N with their weights and residuals, from a Lanczos run a probe.
+
+    They are the nodes of the spectral density, and the first and last are the extreme eigenvalues. ``spectrum_probes``
+    and ``lanczos_steps`` of the settings say how many; all three operators start from the same vectors. See
+    docs/theory.md, §7.7.
+    """
+    from nme.curvature import NME, GaussNewton, Hessian, Probes, lanczos
+
+    curvature = _curvature(model, batch, settings)
+    for operator in (Hessian(curvature), GaussNewton(curvature), NME(curvature)):
+        starts = Probes(
+            curvature.size, settings["spectrum_probes"], _stream(seed, "spectrum"), "normal", curvature.dtype
+        )
+        for probe, start in enumerate(starts):
+            ritz = lanczos(operator, settings["lanczos_steps"], start)
+            columns = zip(ritz.values.tolist(), ritz.weights.tolist(), ritz.residuals.tolist(), strict=True)
+            for index, (value, weight, error) in enumerate(columns):
+                yield Value(value, operator.symbol, probe=probe, index=index, weight=weight, error=error)
+
+
+@QUANTITIES.add
+@on_training_batches
+def update_shares(model: nn.Module, training: Iterable[Batch], settings: dict, seed: int) -> Iterator[Value]:
+    """How much of the gradient penalty's update ρHĝ is NME: shares of ‖Hĝ‖ and cosines with ĝ.
+
+    Each training batch has its own g, ĝ = g/‖g‖, H, G and N, in train mode. Yields, for each batch, the share
+    ‖Aĝ‖/‖Hĝ‖ of G, N and N_phi and the cosine of Aĝ with ĝ of H and these three; then their means over the batches,
+    with standard errors. A number that is not defined (g, Hĝ or Aĝ is 0) is None, and left out of the mean. See
+    docs/theory.md, §7.8.
+    """
+    from nme.curvature.update_shares import mean_and_error, numbers_of
+
+    found: dict[tuple[str, str], list[float]] = {}
+    for number, batch in enumerate(training):
+        for (statistic, operator), value in numbers_of(model, batch).items():
+            found.setdefault((statistic, operator), []).append(value)
+            yield Value(value, operator, probe=number, statistic=statistic)
+    for (statistic, operator), values in found.items():
+        mean, error = mean_and_error(values)
+        yield Value(mean, operator, error=error, statistic=statistic)
+
+
+def _curvature(model: nn.Module, batch: Batch, settings: dict) -> Curvature:
+    from nme.curvature import Curvature
+    from nme.curvature.losses import CrossEntropy
+
+    data = (batch.inputs, batch.labels)
+    return Curvature(model, CrossEntropy(), data, micro_batch=settings.get("micro_batch"))
+
+
+def _stream(seed: int, purpose: str) -> torch.Generator:
+    from nme.runtime.random_streams import stream
+
+    return stream(seed, "measure", *purpose.encode())

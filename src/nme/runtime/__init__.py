@@ -1,0 +1,1 @@
+"""The device, processes that share a training, random streams."""

@@ -1,0 +1,1 @@
+"""One module per stage, which is one verb of the command line and one rule of the workflow."""

@@ -1,0 +1,79 @@
+"""Measure stage: the quantities of the networks that a training job kept, one row per quantity and probe."""
+
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from nme.activations import ACTIVATIONS
+from nme.config.messages import check
+from nme.config.scale import Recipe
+from nme.data.load import load
+from nme.data.prepared import class_balanced
+from nme.data.training_batches import TrainingBatches
+from nme.grid.cells import snapshots as times_of_snapshots
+from nme.outputs import parquet
+from nme.outputs.provenance import provenance
+from nme.quantities import ON_TRAINING_BATCHES, QUANTITIES
+from nme.runtime.device import device_name
+from nme.training.snapshots import read_snapshot
+
+
+def measure(spec: dict, manifest: Path, snapshots: Path, output: Path, device: torch.device) -> None:
+    """Measure the kept networks of a training job, in eval mode, on a fixed class-balanced part of the training data.
+
+    Quantities in ``ON_TRAINING_BATCHES`` are measured on ``spec["update_batches"]`` batches of the training data
+    instead, the same ones for all networks of a seed. Writes one row a (seed, at, quantity, operator, layer, probe,
+    index, statistic), with the training step. A member that diverged has no rows from then on.
+
+    Args:
+        spec: ``grid.specs.measure_spec``.
+        manifest: of the prepared dataset.
+        snapshots: the folder that the training job wrote.
+        output: the parquet file.
+        device: where to compute.
+
+    Raises:
+        NmeError: a file is missing or damaged.
+    """
+    began = time.monotonic()
+    recipe = check(Recipe, spec["recipe"], "recipe")
+    data, _, described = load(manifest, device, recipe.resolution, recipe.threads)
+    classes = len(described["classes"])
+    size = min(spec["examples"], len(data.labels) // classes * classes)
+    chosen = torch.from_numpy(class_balanced(data.labels.cpu().numpy(), size, classes, "measurement.examples"))
+    batch = data.batch(chosen, "none", torch.Generator())
+    model = recipe.model.build(data.shape, classes, ACTIVATIONS.parse(spec["activation"])).to(device)
+    rows = []
+    for seed in spec["seeds"]:
+        training = TrainingBatches(
+            data, recipe.batch_size, recipe.micro_batch, recipe.augment, seed, spec.get("update_batches", 0)
+        )
+        for at in times_of_snapshots(spec["quantities"]):
+            snapshot = read_snapshot(snapshots, seed, at)
+            if snapshot is None:
+                continue
+            model.load_state_dict(snapshot["model"])
+            model.eval()
+            for name in [name for name, times in spec["quantities"].items() if at in times]:
+                given = training if name in ON_TRAINING_BATCHES else batch
+                for found in QUANTITIES[name](model, given, spec, seed):
+                    place = {"seed": seed, "at": at, "step": snapshot["step"], "quantity": name}
+                    rows.append(place | found._asdict())
+    record = provenance(
+        spec,
+        time.monotonic() - began,
+        torch=str(torch.__version__),
+        device=device_name(device),
+        data=described["splits"],
+    )
+    parquet.write(pa.Table.from_pylist(rows, schema=_columns()), output, record)
+
+
+def _columns() -> pa.Schema:
+    whole, text = pa.int64(), pa.string()
+    names = {"seed": whole, "at": pa.float64(), "step": whole, "quantity": text, "operator": text, "layer": text}
+    names |= {"probe": whole, "index": whole}
+    names |= dict.fromkeys(("value", "weight", "error"), pa.float64())
+    return pa.schema({**names, "statistic": text})

@@ -1,0 +1,63 @@
+"""Tables stage: the metrics of a figure's cells, one row a member, final epoch."""
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from nme.grid.cells import Cell, jobs_of_seeds
+from nme.grid.paths import measured_path, metrics_path
+from nme.outputs import parquet
+from nme.outputs.provenance import provenance
+
+FRONT = ["recipe", "panel", "activation", "method", "strength", "seed"]
+
+
+def collect(spec: dict, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
+    """The final epoch of every member of the cells; or, where the figure measures, every measured value.
+
+    Args:
+        spec: ``grid.specs.table_spec``.
+        root: the folder that has results/.
+
+    Returns:
+        Rows with the cell's fields, panel (the recipe's title), chance (the accuracy of guessing) and seed; and the
+        metrics of the last epoch (``train.COLUMNS``; null where it diverged), one row a member, or what
+        ``measure.measure`` wrote. And a summary of the jobs: how many members, seconds, versions.
+
+    Raises:
+        NmeError: a file is missing or damaged.
+    """
+    frames, seconds, versions = [], 0.0, Counter()
+    path_of = measured_path if spec["measured"] else metrics_path
+    for path in spec["cells"]:
+        cell = Cell.from_path(path)
+        recipe = spec["recipes"][cell.recipe]
+        for seeds in jobs_of_seeds(spec["seeds"], recipe["seeds_per_job"]):
+            table, record = parquet.read(root / path_of(spec["scale"], cell, seeds))
+            rows = table.to_pandas()
+            if not spec["measured"]:
+                rows = rows.sort_values(["seed", "epoch"]).groupby("seed").tail(1)
+            fields = {**vars(cell), "strength": float(cell.strength)}
+            frames.append(rows.assign(**fields, panel=recipe["title"], chance=recipe["chance"]))
+            seconds += record["seconds"]
+            versions[f"nme {record['nme']}, torch {record['torch']}, {record['device']}"] += 1
+    found = pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
+    members = len(found[[c for c in FRONT if c != "panel"]].drop_duplicates())
+    summary = {"members": members, "seconds_of_jobs": round(seconds, 1), "made_with": dict(versions)}
+    return found[[*FRONT, *found.columns.difference(FRONT, sort=False)]], summary
+
+
+def write_table(spec: dict, output: Path) -> None:
+    """Collect a figure's table and write it.
+
+    Args:
+        spec: ``grid.specs.table_spec``.
+        output: the parquet file.
+    """
+    began = time.monotonic()
+    table, summary = collect(spec)
+    record = provenance(spec, time.monotonic() - began, **summary)
+    parquet.write(pa.Table.from_pandas(table, preserve_index=False), output, record)

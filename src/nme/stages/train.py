@@ -1,0 +1,133 @@
+"""Train stage: the members of one cell, one after the other, and their metrics per epoch.
+
+Of several processes that share a training the first one keeps the records.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from nme.config.messages import check
+from nme.config.scale import Recipe
+from nme.data.load import load
+from nme.errors import Interrupted, NmeError
+from nme.grid.cells import Cell
+from nme.methods import METHODS
+from nme.outputs import parquet
+from nme.outputs.provenance import provenance, spec_hash
+from nme.runtime import processes
+from nme.runtime.device import device_name
+from nme.training.checkpoint import Checkpoint, StopRequest
+from nme.training.member import Job, Member
+from nme.training.snapshots import Snapshots
+
+COLUMNS = pa.schema(
+    {
+        "seed": pa.int64(),
+        "epoch": pa.int64(),
+        "learning_rate": pa.float64(),
+        "train_loss": pa.float64(),
+        "train_accuracy": pa.float64(),
+        "gradient_norm": pa.float64(),
+        "test_loss": pa.float64(),
+        "test_accuracy": pa.float64(),
+        "diverged": pa.bool_(),
+        "seconds": pa.float64(),
+    }
+)
+
+Report = Callable[[dict], None]
+
+
+def train(
+    spec: dict,
+    manifest: Path,
+    output: Path,
+    device: torch.device,
+    checkpoint_seconds: float = 60,
+    report: Report = lambda row: None,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Train every member of ``spec`` and write their metrics, one row a member and epoch (``COLUMNS``).
+
+    Args:
+        spec: ``grid.specs.train_spec``.
+        manifest: of the prepared dataset.
+        output: the parquet file; ``resume.pt`` beside it keeps the state of a stopped job, and the folder
+            ``snapshots`` the networks at the fractions ``spec["snapshots"]`` of the training.
+        device: where to train.
+        checkpoint_seconds: how often the state is saved.
+        report: called with each finished epoch's row.
+        log: called with a sentence for the log.
+
+    Raises:
+        NmeError: a setting or an input file is not usable.
+        Interrupted: SIGTERM or SIGINT came; the state is saved.
+    """
+    began = time.monotonic()
+    recipe = check(Recipe, spec["recipe"], "recipe")
+    cell = Cell.of("recipe", spec["activation"], spec["method"], spec["strength"])
+    data, test, described = load(manifest, device, recipe.resolution, recipe.threads)
+    if described["spec"]["dataset"] != recipe.dataset:
+        raise NmeError(f"{manifest}: is of '{described['spec']['dataset']}', the recipe wants '{recipe.dataset}'")
+    method, strength, classes = METHODS.parse(cell.method), float(cell.strength), len(described["classes"])
+    job = Job(recipe, cell.activation, method, strength, data, test, classes, device)
+    if job.steps_per_epoch == 0:
+        raise NmeError(f"batch_size is {recipe.batch_size} (allowed: up to {len(data.labels)}, the training examples)")
+    identity = {
+        "settings": spec_hash(spec),
+        "data": spec_hash(described["splits"]),
+        "device": device.type,
+        "version of PyTorch": str(torch.__version__),
+    }
+    first = processes.rank() == 0  # who keeps the records
+    checkpoint = Checkpoint(output.with_name("resume.pt"), identity, checkpoint_seconds, reader=not first)
+    state, sentence = checkpoint.load()
+    processes.meet()  # nobody changes files that others are still to read
+    if sentence:
+        log(sentence)
+    rows, earlier, devices = (state["rows"], state["seconds"], state["devices"]) if state else ([], 0.0, [])
+    devices = list(dict.fromkeys([*devices, device_name(device)]))  # a job may go on elsewhere
+    steps = recipe.epochs * job.steps_per_epoch
+    snapshots = Snapshots(output.with_name("snapshots"), spec["snapshots"], steps, state is None) if first else None
+    done = {row["seed"] for row in rows}
+    with StopRequest() as stop:
+        for seed in spec["seeds"]:
+            if seed in done:
+                continue
+            member = Member(job, seed)
+            if state and state["member"] and state["member"]["seed"] == seed:
+                member.restore(state["member"])
+            while not member.finished:
+                if first:
+                    snapshots.take(seed, member.steps, member.model)
+                row = member.advance()
+                if row:
+                    report(row)
+                # All stop after the same step, or those left would wait for ever.
+                stopped_by = processes.any_of(bool(stop.received), device) and (stop.received or "another process")
+                if first and (stopped_by or checkpoint.due()):
+                    seconds = earlier + time.monotonic() - began
+                    checkpoint.save({"rows": rows, "member": member.state(), "seconds": seconds, "devices": devices})
+                if stopped_by:
+                    raise Interrupted(f"stopped by {stopped_by}; run it again to continue from {checkpoint.path}")
+            if first and not member.diverged:  # else this may be the step of a snapshot, by chance
+                snapshots.take(seed, member.steps, member.model)
+            rows = rows + member.rows
+    processes.meet()
+    if not first:
+        return
+    record = provenance(
+        spec,
+        earlier + time.monotonic() - began,
+        torch=str(torch.__version__),
+        device=", then ".join(devices),
+        data=described["splits"],
+    )
+    parquet.write(pa.Table.from_pylist(rows, schema=COLUMNS), output, record)
+    checkpoint.remove()
+    # Last: what a job that goes on takes over is there as long as its checkpoint.
+    snapshots.finish()

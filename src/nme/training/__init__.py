@@ -1,0 +1,1 @@
+"""Training one member, and continuing a job that was stopped."""

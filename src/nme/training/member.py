@@ -1,0 +1,255 @@
+"""Training one member, step by step.
+
+Training loss and accuracy are means over the steps of an epoch, each taken in the step's own forward pass, before its
+update (so with augmentation, if the recipe has it). Test loss and accuracy are taken in eval mode, after every
+``test_epochs`` epochs and after the last one. A final accuracy is that of the last epoch: the test set chooses nothing.
+
+Several processes may share a training (``nme.runtime.processes``): each takes its part of every batch and of the test
+set, and all have the same network.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim.sgd import sgd
+
+from nme.activations import ACTIVATIONS
+from nme.config.scale import Recipe
+from nme.data.examples import Examples
+from nme.data.in_memory import Data
+from nme.derivatives import taylor, vectors
+from nme.derivatives.batch import Batch, Split
+from nme.derivatives.products import logits_of
+from nme.methods import Method, Update
+from nme.runtime import processes
+from nme.runtime.random_streams import derived_seed, stream
+
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the members of one job share."""
+
+    recipe: Recipe
+    activation: str
+    method: Method
+    strength: float
+    train: Data
+    test: Data
+    classes: int
+    device: torch.device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of the training data."""
+        return len(self.train.labels) // self.recipe.batch_size
+
+    @property
+    def rows(self) -> range:
+        """Which examples of a batch are this process's: whole parts."""
+        part = self.recipe.micro_batch or self.recipe.batch_size
+        mine = processes.share(self.recipe.batch_size // part)
+        return range(mine.start * part, mine.stop * part)
+
+    @property
+    def split(self) -> Split | None:
+        """How a batch is cut into parts; None: it is one."""
+        size = self.recipe.micro_batch
+        return Split(size, self.rows.start, self.recipe.batch_size) if size else None
+
+    @cached_property
+    def update(self) -> Callable[[nn.Module, Batch, float, torch.Generator], Update]:
+        """The method's update, compiled if the recipe asks for it.
+
+        Not with a prescribed second derivative: a compiler does not follow ``nme.derivatives.activate``.
+        """
+        compiles = self.recipe.compile and ACTIVATIONS.parse(self.activation).genuine
+        return compiled(self.method.update) if compiles else self.method.update
+
+    def as_computed(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs in the memory order and, for ``logits_of``, the precision of the recipe."""
+        if self.recipe.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs.bfloat16() if self.recipe.precision == "bf16" else inputs
+
+
+def compiled(update: Callable) -> Callable:
+    """``update`` by ``torch.compile``, with its gradients and products in one graph. Same results up to rounding.
+
+    Drawing of random numbers, and Taylor arithmetic, which exchanges what layers do, stay as they are. (Not by
+    decorators where they are written: those import the compiler, a second and a half for every job.)
+    """
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler, too
+    drawing = [(vectors, name) for name in ("rademacher", "normal", "uniform")]
+    for module, name in [*drawing, (taylor, "quadratic_form")]:
+        setattr(module, name, torch.compiler.disable(getattr(module, name)))
+    # Of the calls of this function only: a setting of PyTorch is the whole process's.
+    return torch._dynamo.config.patch(trace_autograd_ops=True)(torch.compile(update))
+
+
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """Linear warm-up, then a cosine to 0 (docs/theory.md, §6.1).
+
+    Args:
+        recipe: with ``learning_rate``, ``epochs`` and ``warmup_epochs``.
+        progress: epochs done, with fractions.
+
+    >>> recipe = Recipe(dataset="digits", title="", model={"name": "mlp", "widths": [1]}, epochs=10, batch_size=1,
+    ...                 learning_rate=1, warmup_epochs=2)
+    >>> [round(learning_rate(recipe, e), 3) for e in (0, 1, 2, 6, 10)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    warmup = recipe.warmup_epochs
+    if progress < warmup:
+        return recipe.learning_rate * progress / warmup
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (recipe.epochs - warmup)))
+
+
+class Member:
+    """One network in training. Its state between two steps is all that a checkpoint needs."""
+
+    def __init__(self, job: Job, seed: int):
+        self.job = job
+        self.seed = seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "init"))
+            model = job.recipe.model.build(job.train.shape, job.classes, ACTIVATIONS.parse(job.activation))
+        self.model = model.to(job.device)
+        if job.recipe.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.parameters = list(self.model.parameters())
+        self.momentum = [torch.zeros_like(p) for p in self.parameters]
+        self.epoch = 0  # epochs finished
+        self.step = 0  # steps done in the current epoch
+        self.sums = self._zeros()
+        self.seconds = 0.0
+        self.rows: list[dict] = []
+        self._examples: Iterator[Examples] | None = None  # those of the rest of the epoch
+
+    def _zeros(self) -> torch.Tensor:
+        """Sums over the epoch's steps of: loss, correct answers, gradient norm. On the device: steps need not wait."""
+        return torch.zeros(3, dtype=torch.float64, device=self.job.device)
+
+    @property
+    def steps(self) -> int:
+        """Steps done in all."""
+        return self.epoch * self.job.steps_per_epoch + self.step
+
+    @property
+    def diverged(self) -> bool:
+        """A loss or a gradient was not finite."""
+        return bool(self.rows) and self.rows[-1]["diverged"]
+
+    @property
+    def finished(self) -> bool:
+        """All epochs are done, or the member has diverged."""
+        return self.epoch == self.job.recipe.epochs or self.diverged
+
+    def advance(self) -> dict | None:
+        """Take one step; at the end of an epoch evaluate, and return the epoch's row."""
+        began = time.perf_counter()
+        job, recipe = self.job, self.job.recipe
+        if self.step == 0:
+            self.model.train()
+        if self._examples is None:
+            self._examples = job.train.fetch(self._rest_of_epoch())
+        examples = next(self._examples)
+        augment = stream(self.seed, "augment", self.epoch, self.step)
+        inputs = job.train.augmented(examples, recipe.augment, augment, (recipe.batch_size, job.rows.start))
+        # At the middle of the step, so that neither the first nor the last one stands still.
+        rate = learning_rate(recipe, self.epoch + (self.step + 0.5) / job.steps_per_epoch)
+        noise = stream(self.seed, "noise", self.epoch, self.step)
+        batch = Batch(job.as_computed(inputs), examples.labels, job.split)
+        update = job.update(self.model, batch, job.strength, noise)
+        self._descend(update.direction, rate)
+        correct = processes.summed((update.logits.argmax(1) == examples.labels).sum())
+        self.sums += torch.stack([update.loss, correct, update.gradient_norm])
+        self.step += 1
+        self.seconds += time.perf_counter() - began
+        return self._end_epoch(rate) if self.step == job.steps_per_epoch else None
+
+    @torch.no_grad()
+    def _descend(self, direction: list[torch.Tensor], rate: float) -> None:
+        """Momentum m ← μm + d + λθ and θ ← θ − ηm, in one pass over memory: less than half the time of ``foreach``.
+
+        See docs/theory.md, §6.1.
+        """
+        # That pass goes by memory order, whatever the strides say.
+        pairs = zip(self.parameters, direction, strict=True)
+        direction = [d if d.stride() == p.stride() else torch.empty_like(p).copy_(d) for p, d in pairs]
+        options = {"weight_decay": self.job.recipe.weight_decay, "momentum": self.job.recipe.momentum, "lr": rate}
+        options |= {"dampening": 0.0, "nesterov": False, "maximize": False, "fused": True}
+        sgd(self.parameters, direction, self.momentum, **options)
+
+    def _rest_of_epoch(self) -> list[torch.Tensor]:
+        """Indices of this process's examples, a tensor a step, from the current step on."""
+        size = self.job.recipe.batch_size
+        order = self.job.train.order(stream(self.seed, "order", self.epoch))
+        steps = order[: self.job.steps_per_epoch * size].split(size)[self.step :]
+        return [step[self.job.rows.start : self.job.rows.stop] for step in steps]
+
+    def _end_epoch(self, rate: float) -> dict:
+        began = time.perf_counter()
+        loss, correct, gradient_norm = (self.sums / self.step).tolist()
+        self.epoch += 1
+        tested = self.epoch % self.job.recipe.test_epochs == 0 or self.epoch == self.job.recipe.epochs
+        test_loss, test_accuracy = self.evaluate() if tested else (None, None)
+        diverged = not all(math.isfinite(v) for v in (loss, gradient_norm, test_loss or 0.0))
+        self.step = 0
+        self.sums = self._zeros()
+        self._examples = None
+        measured = {
+            "train_loss": loss,
+            "train_accuracy": correct / self.job.recipe.batch_size,
+            "gradient_norm": gradient_norm,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+        }
+        row = {"seed": self.seed, "epoch": self.epoch, "learning_rate": rate}
+        row |= dict.fromkeys(measured) if diverged else measured
+        row |= {"diverged": diverged, "seconds": self.seconds + time.perf_counter() - began}
+        self.seconds = 0.0
+        self.rows.append(row)
+        return row
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """Mean loss and accuracy on the test split, in eval mode; sums are divided once, at the end."""
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.job.device)
+        share = processes.share(len(self.job.test.labels))
+        for batch in self.job.test.in_order(EVALUATION_BATCH, share):
+            logits = logits_of(self.model, self.job.as_computed(batch.inputs))
+            loss = functional.cross_entropy(logits, batch.labels, reduction="sum")
+            sums += torch.stack([loss.double(), (logits.argmax(1) == batch.labels).sum().double()])
+        loss, accuracy = (processes.summed(sums) / len(self.job.test.labels)).tolist()
+        return loss, accuracy
+
+    def state(self) -> dict:
+        """Everything that the next step depends on."""
+        return {
+            "seed": self.seed,
+            "model": self.model.state_dict(),
+            "momentum": self.momentum,
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.sums,
+            "seconds": self.seconds,
+            "rows": self.rows,
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go on from a state of this member."""
+        self.model.load_state_dict(state["model"])
+        for mine, saved in zip(self.momentum, state["momentum"], strict=True):
+            mine.copy_(saved)
+        self.sums = state["sums"].to(self.job.device)
+        self.epoch, self.step, self.seconds, self.rows = (state[k] for k in ("epoch", "step", "seconds", "rows"))
+        self.model.train()

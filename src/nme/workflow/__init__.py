@@ -1,0 +1,1 @@
+"""What the Snakefile calls before it submits anything."""
