@@ -3,12 +3,13 @@
 # make test      the fast tests, in two processes         make bench  the benchmarks of docs/benchmarks.md
 #
 # The scale is config/config.yaml's. SCALE=tiny|laptop|workstation and CORES=n choose another one and fewer cores;
-# SEEDS=15 trains more members per cell than the scale says.
+# SEEDS=15 trains more members per cell than the scale says. PYTEST='-n 0 -k sam' gives pytest other options.
 
 PYTHON ?= python3
 CORES ?= all
 SCALE ?=
 SEEDS ?=
+PYTEST ?=
 
 BIN := .venv/bin
 CONFIG = $(if $(SCALE)$(SEEDS),--config $(SCALE:%=scale=%) $(SEEDS:%=seeds=%)) --
@@ -32,7 +33,7 @@ publish: all
 	find figures -name '*.csv' ! -name fig1.csv -exec cp {} $(KEPT) \;
 
 test: .venv/installed-dev
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup $(PYTEST)
+	$(BIN)/pytest --numprocesses 2 $(PYTEST)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

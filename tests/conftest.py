@@ -17,6 +17,34 @@ def pytest_addoption(parser):
     )
 
 
+# Files of the workflow tests that share a project, which takes long to make.
+SHARED = {
+    "tests/workflow/test_report.py": "finished",
+    "tests/workflow/test_reruns.py": "finished",
+    "tests/workflow/test_resume.py": "trained",
+    "tests/workflow/test_small_run.py": "trained",
+}
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):  # what takes longest comes first, so that two workers end together
+        items.sort(key=lambda item: not item.nodeid.startswith("tests/workflow"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A worker gets a whole file at a time, or files that share something, so that this is made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file, _, _ = nodeid.partition("::")
+            return SHARED.get(file, file)
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session, exitstatus):
     if hasattr(session.config, "workerinput"):

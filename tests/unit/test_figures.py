@@ -39,9 +39,6 @@ from nme.outputs import parquet
 from nme.quantities import QUANTITIES, Settings
 from nme.stages.plot import plot
 
-# What is drawn once is looked at by many tests.
-pytestmark = pytest.mark.xdist_group("figures")
-
 ROOT = Path(__file__).parents[2]
 SCALES = sorted(path.stem for path in (ROOT / "config/scales").glob("*.yaml"))
 PROJECTS = {scale: load_project({"scale": scale}, ROOT / "config") for scale in SCALES}

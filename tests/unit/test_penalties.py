@@ -106,9 +106,14 @@ class TestWeightNoise:
 
 class TestHessianTrace:
     @each_activation_and_place(PLACE, PLACES, genuine=True)
-    @pytest.mark.parametrize("k", [1, 3])
-    def test_is_the_slope_of_the_probed_hessian(self, activation, k, network, batch_norm):
-        model, batch = example(network, activation, batch_norm)
+    def test_is_the_slope_of_the_probed_hessian(self, activation, network, batch_norm):
+        self.assert_is_the_slope(1, *example(network, activation, batch_norm))
+
+    @with_and_without_batch_norm
+    def test_is_the_slope_of_the_mean_over_probes(self, batch_norm):
+        self.assert_is_the_slope(3, *example("mlp", GELU, batch_norm))
+
+    def assert_is_the_slope(self, k, model, batch):
         dense = Dense(model, batch)
         generator = stream(0, "noise")
         probes = [signs(len(dense.theta), generator) for _ in range(k)]

@@ -6,8 +6,6 @@ import pytest
 
 from nme.grid.captions import scale_sentence
 
-pytestmark = pytest.mark.xdist_group("finished")
-
 
 @pytest.fixture(scope="module")
 def report(finished, tmp_path_factory) -> str:

@@ -18,8 +18,6 @@ from nme.grid.claims import claims_spec
 from nme.grid.paths import sources, table_path
 from nme.grid.specs import plot_spec
 
-pytestmark = pytest.mark.xdist_group("finished")
-
 CONFIG = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 TINY = load_project({**CONFIG, "scale": "tiny"}, ROOT / "config")
 GRIDS = {name: figure for name, figure in TINY.figures.items() if figure.grid}

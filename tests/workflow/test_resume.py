@@ -17,8 +17,6 @@ from nme.grid.paths import metrics_path
 from nme.grid.specs import train_spec
 from nme.outputs.parquet import read
 
-pytestmark = pytest.mark.xdist_group("trained")
-
 CELL = Cell.of("mnist1d_cnn", "gelu", "grad_norm", 0.1)
 MANIFEST = "results/tiny/data/mnist1d/manifest.json"
 AT = [0, 0.4, 1]  # when networks are kept

@@ -9,8 +9,6 @@ from nme.grid.paths import measured_path, metrics_path
 from nme.grid.specs import train_spec
 from nme.outputs.parquet import read
 
-pytestmark = pytest.mark.xdist_group("trained")
-
 
 @pytest.fixture(scope="module")
 def names(trained) -> list[str]:
