@@ -1,10 +1,10 @@
-"""Start the command line, or say what to install for it."""
+"""Start the command line, or name the missing package."""
 
 import sys
 
 
 def main() -> None:
-    """Entry point of ``nme`` and of ``python -m nme``; the library alone brings none of the command line's packages."""
+    """Entry point of ``nme`` and ``python -m nme``; installing only the library omits the command line's packages."""
     try:
         from nme.cli import main as run
 

@@ -3,7 +3,8 @@
 To add one: write a class with ``value``, ``first`` and ``second`` and decorate it. Configurations, paths, figures
 and tests pick it up from the registry.
 
-This module is imported to check a configuration, where torch may be absent, so torch is imported where it computes.
+Checking a configuration imports this module, possibly on a machine without torch, so only the functions that compute
+import torch.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class Activation(Named):
     """An elementwise function φ of a tensor of any shape; results have the shape and dtype of the input.
 
     Attributes:
-        genuine: whether the second derivative is that of the value. Where it is not (augmented ReLU, diminished
-            GELU), autodiff must be told, and finite differences of the loss disagree on purpose.
-        piecewise_linear: whether a network of it has linear regions.
+        genuine: True if ``second`` is the derivative of ``first``. If not (augmented ReLU, diminished GELU), autodiff
+            needs a custom rule, and finite differences of the loss disagree on purpose.
+        piecewise_linear: True if a network with this activation has linear regions.
     """
 
     genuine = True
@@ -40,11 +41,11 @@ class Activation(Named):
         raise NotImplementedError
 
     def second(self, x: Tensor) -> Tensor:
-        """φ''(x), as autodiff must see it. Differentiable, so that third derivatives exist."""
+        """φ''(x), the value that autodiff must use. Differentiable, so that third derivatives exist."""
         raise NotImplementedError
 
     def third(self, x: Tensor) -> Tensor:
-        """φ'''(x), for values; optional, a closed form saves time in the Hessian trace penalty."""
+        """φ'''(x), without graph. Overriding is optional: a closed form saves time in the Hessian trace penalty."""
         import torch
 
         with torch.enable_grad():
@@ -52,9 +53,10 @@ class Activation(Named):
             return torch.autograd.grad(self.second(leaf).sum(), leaf)[0]
 
     def diminished(self) -> Activation:
-        """The twin with the same value and first derivative, and second derivative 0 (docs/theory.md, §5.4).
+        """The activation with the same value and first derivative, and second derivative 0 (docs/theory.md, §5.4).
 
-        It is the activation itself where φ'' is 0 already: override this if ``piecewise_linear`` does not say so.
+        Returns the activation itself if φ'' is 0 already: override this if ``piecewise_linear`` is False although φ''
+        is 0.
         """
         return self if self.piecewise_linear else Diminished(self)
 
@@ -146,7 +148,7 @@ class Gelu(BetaGelu):
 
 @ACTIVATIONS.add
 class AugmentedRelu(Activation):
-    """ReLU with the second derivative of β-GELU: a synthetic NME is added, value and slope are ReLU's."""
+    """ReLU with the second derivative of β-GELU: adds a synthetic NME, keeps ReLU's value and slope."""
 
     name = "augmented_relu"
     label = "augmented ReLU"
@@ -164,7 +166,7 @@ class AugmentedRelu(Activation):
 
 @ACTIVATIONS.add
 class DiminishedGelu(Activation):
-    """GELU with second derivative 0: the activation's NME is removed, value and slope are GELU's."""
+    """GELU with second derivative 0: removes the activation's NME, keeps GELU's value and slope."""
 
     name = "diminished_gelu"
     label = "diminished GELU"
@@ -180,9 +182,9 @@ class DiminishedGelu(Activation):
 
 
 class Diminished(Activation):
-    """The value and the first derivative of another activation, with second derivative 0.
+    """The value and the first derivative of a given activation, with second derivative 0.
 
-    Not in the registry: it is the twin that a network is compared with, not something to train.
+    Not in the registry: used for comparison with a network, never for training.
     """
 
     genuine = False

@@ -1,4 +1,4 @@
-"""The command line: one verb a stage, which Snakemake's rules call as they stand here; and ``plan`` and ``status``."""
+"""The command line: one verb per stage, which Snakemake's rules call, and ``plan`` and ``status``."""
 
 import gc
 import json
@@ -29,8 +29,8 @@ app = typer.Typer(
 
 TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: run it again
 
-Spec = Annotated[str, typer.Option(help="The settings that decide the result, as JSON; Snakemake's params show them.")]
-Output = Annotated[Path, typer.Option(help="What to write; it appears whole or not at all.")]
+Spec = Annotated[str, typer.Option(help="The settings that decide the result, as JSON; see Snakemake's params.")]
+Output = Annotated[Path, typer.Option(help="The file to write; it is complete or absent.")]
 
 
 def _parse(model: "type[Section]", text: str) -> "Section":
@@ -44,7 +44,7 @@ def _parse(model: "type[Section]", text: str) -> "Section":
 
 
 @contextmanager
-def _alone(spec: "specs.Spec", output: Path) -> Iterator[bool]:
+def _exclusive(spec: "specs.Spec", output: Path) -> Iterator[bool]:
     """Inside, no other process makes ``output``; True if another one did while this one waited for it."""
     from nme.outputs import parquet
     from nme.outputs.locks import lock_of, one_at_a_time
@@ -53,7 +53,7 @@ def _alone(spec: "specs.Spec", output: Path) -> Iterator[bool]:
     with one_at_a_time(lock_of(output), lambda text: print(text, file=sys.stderr, flush=True)) as waited:
         made = waited and output.exists() and parquet.read_record(output)["spec_sha256"] == spec_hash(spec.as_json())
         if made:
-            print(f"{output}: the other process has made it", file=sys.stderr)
+            print(f"{output}: written by the other process; nothing to do", file=sys.stderr)
         yield made
 
 
@@ -69,18 +69,18 @@ def _main(
 @app.command()
 def prepare(
     spec: Spec,
-    output: Annotated[Path, typer.Option(help="Folder for the manifest and what it describes.")],
+    output: Annotated[Path, typer.Option(help="Folder for the manifest and the data files.")],
     data_dir: Annotated[Path | None, typer.Option(envvar="NME_DATA_DIR", help="Image sets you already have.")] = None,
-    downloads: Annotated[Path | None, typer.Option(help="Where to download others to.")] = Path("results/downloads"),
+    downloads: Annotated[Path | None, typer.Option(help="Folder for downloads.")] = Path("results/downloads"),
     threads: Annotated[int, typer.Option(help="Processes that convert a streamed dataset.")] = 1,
 ) -> None:
-    """Find, verify and convert a dataset; of a streamed one, run it again to continue a job that was stopped."""
+    """Find, verify and convert a dataset; run it again to continue a stopped conversion of a streamed dataset."""
     from nme.datasets.base import Places
     from nme.grid.specs import PrepareSpec
     from nme.stages.prepare import prepare
 
     if data_dir is not None and not data_dir.expanduser().is_dir():
-        inside = "; inside the image a folder outside of the project is seen only with --bind (profiles/slurm)"
+        inside = "; inside the container, a folder outside of the project needs --bind (profiles/slurm)"
         hint = inside if "APPTAINER_CONTAINER" in os.environ else ""
         raise NmeError(f"data_dir is '{data_dir}', which is not a folder (give an existing one{hint})")
     folders = (data_dir.expanduser(),) if data_dir else ()
@@ -95,7 +95,7 @@ def train(
     device: Annotated[str, typer.Option(envvar="NME_DEVICE", help="cpu, cuda or auto.")] = "cpu",
     checkpoint_seconds: Annotated[float, typer.Option(help="How often the state is saved.")] = 60,
 ) -> None:
-    """Train the members of one cell; run it again to continue a job that was stopped."""
+    """Train the members of one cell; run it again to continue a stopped job."""
     from nme.grid.specs import TrainSpec
     from nme.runtime import processes
     from nme.runtime.device import prepare_device
@@ -104,16 +104,16 @@ def train(
 
     settings = _parse(TrainSpec, spec)
     recipe = settings.recipe
-    if processes.started():
+    if processes.is_launched():
         chosen = prepare_device(device, recipe.threads, recipe.precision)
-        with processes.joined(recipe.processes, chosen):
+        with processes.join(recipe.processes, chosen):
             if processes.rank() > 0:
                 train(settings, data, output, chosen, checkpoint_seconds, log=lambda sentence: None)
             else:
                 with training_progress(len(settings.seeds), recipe.epochs) as (report, log):
                     train(settings, data, output, chosen, checkpoint_seconds, report, log)
     elif recipe.processes > 1:
-        with _alone(settings, output) as made:
+        with _exclusive(settings, output) as made:
             code = 0 if made else processes.launch(recipe.processes, device, sys.argv[1:], TEMPORARY_FAILURE)
         if code:
             raise typer.Exit(code)
@@ -121,7 +121,7 @@ def train(
         chosen = prepare_device(device, recipe.threads, recipe.precision)
         with (
             training_progress(len(settings.seeds), recipe.epochs) as (report, log),
-            _alone(settings, output) as made,
+            _exclusive(settings, output) as made,
         ):
             if not made:
                 train(settings, data, output, chosen, checkpoint_seconds, report, log)
@@ -131,18 +131,18 @@ def train(
 def measure(
     spec: Spec,
     data: Annotated[Path, typer.Option(help="Manifest of the prepared dataset.")],
-    snapshots: Annotated[Path, typer.Option(help="Folder of the networks that the training kept.")],
+    snapshots: Annotated[Path, typer.Option(help="Folder of the networks that the training saved.")],
     output: Output,
     device: Annotated[str, typer.Option(envvar="NME_DEVICE", help="cpu, cuda or auto.")] = "cpu",
 ) -> None:
-    """Measure the networks that a training job kept."""
+    """Measure the networks that a training job saved."""
     from nme.grid.specs import MeasureSpec
     from nme.runtime.device import prepare_device
     from nme.stages.measure import measure
 
     settings = _parse(MeasureSpec, spec)
     chosen = prepare_device(device, settings.recipe.threads)
-    with _alone(settings, output) as made:
+    with _exclusive(settings, output) as made:
         if not made:
             measure(settings, data, snapshots, output, chosen)
 
@@ -160,7 +160,7 @@ def landscape(spec: Spec, output: Output) -> None:
 
 @app.command()
 def tables(spec: Spec, output: Output) -> None:
-    """Collect the final metrics of a figure's cells, one row a member; or what was measured on them."""
+    """Collect the final metrics of a figure's cells, one row per member, or the values measured on its cells."""
     from nme.grid.specs import TableSpec
     from nme.stages.tables import write_table
 
@@ -170,8 +170,8 @@ def tables(spec: Spec, output: Output) -> None:
 @app.command()
 def claims(
     spec: Spec,
-    output: Annotated[Path, typer.Option(help="The parquet file; the same table as .md and .html goes beside it.")],
-    tables: Annotated[list[Path], typer.Argument(help="Tables of the figures that it is about, each FIGURE.parquet.")],
+    output: Annotated[Path, typer.Option(help="The parquet file; the same table as .md and .html goes next to it.")],
+    tables: Annotated[list[Path], typer.Argument(help="Tables of the figures in the claims, each FIGURE.parquet.")],
 ) -> None:
     """Decide which of the paper's claims hold here."""
     from nme.grid.specs import ClaimsSpec
@@ -184,9 +184,9 @@ def claims(
 def effects_map(
     spec: Spec,
     output: Output,
-    tables: Annotated[list[Path], typer.Argument(help="Tables of the figures it is made from, each FIGURE.parquet.")],
+    tables: Annotated[list[Path], typer.Argument(help="Tables of the figures in the map, each FIGURE.parquet.")],
 ) -> None:
-    """Set the effects of claims on each recipe against the share of the NME in the penalty's update."""
+    """Relate the effects of claims on each recipe to the share of the NME in the penalty's update."""
     from nme.grid.specs import MapSpec
     from nme.stages.map import write_map
 
@@ -196,8 +196,8 @@ def effects_map(
 @app.command()
 def plot(
     spec: Spec,
-    table: Annotated[Path, typer.Option(help="What the figure is drawn from.")],
-    output: Annotated[Path, typer.Option(help="The PDF; a PNG and a CSV of the plotted numbers go beside it.")],
+    table: Annotated[Path, typer.Option(help="The figure's table.")],
+    output: Annotated[Path, typer.Option(help="The PDF; a PNG and a CSV of the plotted numbers go next to it.")],
 ) -> None:
     """Draw a figure."""
     from nme.grid.specs import PlotSpec
@@ -212,7 +212,7 @@ def status(
     device: Annotated[str | None, typer.Option(help="cpu or cuda, instead of the configured one.")] = None,
     config: Annotated[Path, typer.Option(help="The user's page.")] = Path("config/config.yaml"),
 ) -> None:
-    """Show, for each figure, how many of its jobs are done, running or have failed, and the time that is left."""
+    """Show the progress of each figure: jobs that are done, running or failed, and the remaining time."""
     from rich.console import Console
     from rich.table import Table
 
@@ -220,11 +220,11 @@ def status(
 
     project = _project(config, scale)
     states = ("done", "running", "failed")
-    table = Table("figure", *states, "wanted", "hours left", "drawn", title=f"scale {project.config.scale}")
-    table.caption = "hours: estimated, as many jobs at a time as are running now; failed ones continue when run again"
+    table = Table("figure", *states, "needed", "hours left", "drawn", title=f"scale {project.config.scale}")
+    table.caption = "hours: estimate for as many parallel jobs as run now; failed jobs continue in the next run"
     rows = status(project, _planned_device(project, device))
     for row in rows:
-        cells = (*map(row.count, states), row.wanted, f"{row.hours_left:.2f}", "yes" if row.drawn else "no")
+        cells = (*map(row.count, states), row.needed, f"{row.hours_left:.2f}", "yes" if row.drawn else "no")
         table.add_row(row.figure, *map(str, cells), end_section=row is rows[-2])
     Console().print(table)
 
@@ -235,7 +235,7 @@ def plan(
     config: Annotated[Path, typer.Option(help="The user's page.")] = Path("config/config.yaml"),
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Show what each figure would cost: jobs, members, steps, hours of a core or of a GPU, memory, disk."""
+    """Show the cost of each figure: jobs, members, steps, hours of a core or of a GPU, memory, disk."""
     from dataclasses import asdict
 
     from rich.box import SIMPLE_HEAD
@@ -253,7 +253,7 @@ def plan(
     table.add_column("figure")
     for heading in ("jobs", "members", "steps", "core-hours", "GPU-hours", "GB RAM", "GB disk"):
         table.add_column(heading, justify="right")
-    table.caption = "hours on cores or else on GPUs, estimated from counted operations; figures share trainings"
+    table.caption = "hours on cores or on GPUs, estimated from counted operations; figures share trainings"
     for name, cost in found.items():
         hours = (f"{h:.2f}" if h < 10 else f"{h:,.0f}" for h in cost.hours.values())
         sizes = (f"{cost.memory_mb / 1000:g}", f"{cost.disk_mb / 1000:.2f}")
@@ -282,11 +282,11 @@ def _project(config: Path, scale: str | None) -> "Project":
 
 
 def main() -> None:
-    """Entry point: a mistake in the input is one message and exit code 2, a stopped job is exit code 75."""
-    # Large tensors in huge pages, where the system has them: small ones cost a third of a loader's time. PyTorch reads
-    # this before its first tensor.
+    """Run the command line; a mistake in the input gives one message and exit code 2, a stopped job exit code 75."""
+    # Put large tensors into huge pages if the system has them: small pages cost a third of a loader's time. PyTorch
+    # reads this variable before its first tensor.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    gc.set_threshold(100_000)  # else a tenth of the time to import torch goes into looking through what it makes
+    gc.set_threshold(100_000)  # the default threshold adds a tenth to the time of importing torch
     try:
         app()
     except NmeError as error:
@@ -297,7 +297,7 @@ def main() -> None:
         code, message = 1, f"nme: error: {error.filename or 'writing'}: {error.strerror or error}"
     else:
         return
-    rank = os.environ.get("RANK", "0")  # of several processes, which all stop together
+    rank = os.environ.get("RANK", "0")  # several processes all stop together
     if rank == "0" or code != TEMPORARY_FAILURE:
         print(message if rank == "0" else f"process {rank}: {message}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -1,14 +1,14 @@
-"""Training methods: what one update uses in place of the gradient g (docs/theory.md, §6).
+"""Training methods: the direction that one update uses in place of the gradient g (docs/theory.md, §6).
 
 To add one: write a class with ``update`` and decorate it. Configurations, paths, figures and tests pick it up.
 
-Weight decay is no business of a method: it acts on the update, outside L, and enters neither ĝ nor the penalty.
-In train mode a penalty is computed on the batch's own batch-norm statistics; running statistics are updated once a
-step, by the clean pass. A batch may be cut into parts and shared out to processes (``nme.derivatives.products``):
-whatever a method computes is of the whole batch. Random numbers are drawn first, so that the rest of a step can be
-compiled.
+Weight decay is not part of a method: it acts on the update, outside L, and enters neither ĝ nor the penalty.
+In train mode a penalty uses the batch's own batch-norm statistics; the clean pass updates the running statistics, once
+per step. A batch may be cut into parts and distributed over processes (``nme.derivatives.products``); the results of a
+method are always those of the whole batch. Random numbers are drawn first, so that the rest of a step can be compiled.
 
-This module is imported to check a configuration, where torch may be absent, so torch is imported where it computes.
+Checking a configuration imports this module, possibly on a machine without torch, so only the functions that compute
+import torch.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ METHODS = Registry("training method")
 
 
 class Update(NamedTuple):
-    """What a step needs and what it records.
+    """Direction of a step, and the values that the step records.
 
     Attributes:
         direction: used in place of g, one tensor per parameter, without graph.
         loss: L of the batch, a scalar.
-        logits: of this process's examples, shape (b, C).
+        logits: for this process's examples, shape (b, C).
         gradient_norm: ‖g‖, a scalar.
     """
 
@@ -46,9 +46,9 @@ class Method(Named):
     """A training method.
 
     Attributes:
-        symbol: its strength's on axes; None: it has no strength.
-        has_clean_pass: whether loss, logits and gradient norm of an update are those at θ itself.
-        gradients: cost of an update in gradients (3 F), counted in a network of convolutions; for planning
+        symbol: symbol of the strength on axes; None: the method has no strength.
+        has_clean_pass: True if loss, logits and gradient norm of an update are those at θ itself.
+        gradients: cost of an update in gradients (3 F), counted for a convolutional network; used for planning
             (docs/theory.md, §6.2).
     """
 
@@ -57,10 +57,10 @@ class Method(Named):
     gradients: float
 
     def update(self, model: nn.Module, batch: Batch, strength: float, noise: torch.Generator) -> Update:
-        """The direction of one step.
+        """Compute the direction of one step.
 
         Args:
-            model: in train mode; parameters are unchanged on return, also after an exception.
+            model: in train mode; parameters are unchanged on return, even after an exception.
             batch: this process's inputs (b, ...) and labels (b,) of the batch.
             strength: ≥ 0, in the unit of ``symbol``; 0 gives g.
             noise: the step's own random stream, on the CPU.
@@ -70,7 +70,7 @@ class Method(Named):
 
 @METHODS.add
 class Sgd(Method):
-    """The gradient g itself. Cost: 3 F. A strength of 0 of any method is this one."""
+    """The gradient g itself. Cost: 3 F. Any method with strength 0 is plain SGD."""
 
     name = "sgd"
     gradients = 1
@@ -89,8 +89,8 @@ class Sgd(Method):
 class GradientPenalty(Method):
     """Gradient penalty L + ρ‖∇L‖^p: direction g + ρ H ĝ for p = 1, g + 2ρ H g for p = 2. Cost: 9 F.
 
-    Exact, by double backward: the Hessian product carries the whole NME. Where g = 0, ĝ is taken as 0 (a subgradient).
-    ρ has the unit of a parameter for p = 1; of a parameter squared over loss for p = 2. See docs/theory.md, §6.3.
+    Exact, by double backward: the Hessian product contains the whole NME. If g = 0, ĝ is set to 0 (a subgradient).
+    ρ has the unit of a parameter for p = 1, and of a parameter squared over loss for p = 2. See docs/theory.md, §6.3.
     """
 
     name = "grad_norm"
@@ -118,8 +118,8 @@ class GradientPenalty(Method):
 class Sam(Method):
     """SAM: the gradient after a step of length ρ uphill, ∇L(θ + ρ ĝ), ĝ from the same batch. Cost: 6 F.
 
-    Where g = 0, ĝ is taken as 0. The second pass normalises with the batch's statistics and updates no running ones.
-    See docs/theory.md, §6.4.
+    If g = 0, ĝ is set to 0. The second pass normalises with the batch's statistics and leaves the running statistics
+    unchanged. See docs/theory.md, §6.4.
     """
 
     name = "sam"
@@ -160,7 +160,7 @@ class UnnormalisedSam(Sam):
 class GradientPenaltyWithoutNme(Method):
     """The gradient penalty with the NME ablated from its update: g + ρ G ĝ. Cost: 7 F.
 
-    It is no gradient of anything; where g = 0, ĝ is taken as 0. See docs/theory.md, §6.5.
+    This direction is not the gradient of any function. If g = 0, ĝ is set to 0. See docs/theory.md, §6.5.
     """
 
     name = "grad_norm_gn"
@@ -183,10 +183,9 @@ class GradientPenaltyWithoutNme(Method):
 
 @METHODS.add
 class WeightNoise(Method):
-    """Weight noise: ∇L(θ + σε), ε ~ N(0, I), one draw a step; E L(θ + σε) ≈ L + (σ²/2) tr H. Cost: 3 F.
+    """Weight noise: ∇L(θ + σε), ε ~ N(0, I), one draw per step; E L(θ + σε) ≈ L + (σ²/2) tr H. Cost: 3 F.
 
-    There is no clean pass: the loss, the logits and the running statistics are those of the noisy one. See
-    docs/theory.md, §6.6.
+    There is no clean pass: loss, logits and running statistics come from the noisy pass. See docs/theory.md, §6.6.
     """
 
     name = "weight_noise"
@@ -210,7 +209,7 @@ class HessianTrace(Method):
     """Hessian trace penalty L + (σ²/2) tr H, tr H ≈ (1/k) Σ uᵀHu: direction g + (σ²/2) ∇(uᵀHu), mean over k probes.
 
     Exact third derivatives for each probe (Rademacher): uᵀHu by a forward pass in Taylor arithmetic, its gradient by
-    one reverse pass. Cost: 3 F + 13 F a probe (5.33 gradients for k = 1; 7.5 by three nested reverse passes).
+    one reverse pass. Cost: 3 F + 13 F per probe (5.33 gradients for k = 1; 7.5 by three nested reverse passes).
     See docs/theory.md, §6.7.
     """
 
@@ -250,9 +249,9 @@ class GaussNewtonTrace(Method):
 
     ŷ_i ~ Cat(softmax sg z_i), constants; tr G = B·E‖g_ŷ‖² with g_ŷ = ∇(1/B)Σ ℓ(z_i, ŷ_i), since the scores are
     independent with mean zero. Direction g + (σ²/2)·2B·H_ŷ g_ŷ, H_ŷ the Hessian of the loss on ŷ: the penalty's value
-    ignores the NME, its gradient carries it. As in the paper the labels are constants, so the direction leaves out that
-    their distribution moves: its mean is not ∇ tr G. Cost: 3 F + 8 F a set of labels (3.67 gradients for k = 1). See
-    docs/theory.md, §6.8.
+    does not contain the NME, its gradient does. As in the paper, the labels are constants: the direction neglects that
+    their distribution depends on θ, so its mean is not ∇ tr G. Cost: 3 F + 8 F per set of labels (3.67 gradients for
+    k = 1). See docs/theory.md, §6.8.
     """
 
     name = "gauss_newton_trace"
@@ -267,7 +266,7 @@ class GaussNewtonTrace(Method):
     def update(self, model, batch, strength, noise):
         import torch
 
-        from nme.derivatives.cross_entropy import drawn_labels
+        from nme.derivatives.cross_entropy import draw_labels
         from nme.derivatives.products import batch_gradient, hessian_product
         from nme.derivatives.running_statistics import frozen_statistics
         from nme.derivatives.vectors import norm, uniform
@@ -276,7 +275,7 @@ class GaussNewtonTrace(Method):
         clean = batch_gradient(model, batch, keep_logits=True)
         penalty = [torch.zeros_like(p) for p in clean.parameters]
         for numbers in draws:
-            drawn = batch._replace(labels=drawn_labels(clean.logits, batch.own(numbers)))
+            drawn = batch._replace(labels=draw_labels(clean.logits, batch.own(numbers)))
             with frozen_statistics(model):
                 scores = batch_gradient(model, drawn, keep_graph=True, logits=clean.kept_logits)
             vector = torch._foreach_mul(scores.gradient, strength / self.k * batch.size)
@@ -289,9 +288,9 @@ class GaussNewtonTrace(Method):
 class GaussNewtonTraceByProbes(Method):
     """Gauss-Newton trace penalty L + (σ²/2) tr G, tr G ≈ (1/k) Σ uᵀGu with Rademacher probes.
 
-    uᵀGu = (1/B) Σ (J_i u)ᵀ (∇²_z ℓ_i) (J_i u), differentiated as it stands, ∇²_z ℓ included: an unbiased estimate of
-    ∇ tr G, where drawn labels leave out that their own distribution moves. Cost: 3 F + 7 F a probe (3.33 gradients for
-    k = 1). See docs/theory.md, §6.9.
+    uᵀGu = (1/B) Σ (J_i u)ᵀ (∇²_z ℓ_i) (J_i u) is differentiated in full, ∇²_z ℓ included: an unbiased estimate of
+    ∇ tr G, unlike the estimate from drawn labels, which neglects that their distribution depends on θ. Cost: 3 F + 7 F
+    per probe (3.33 gradients for k = 1). See docs/theory.md, §6.9.
     """
 
     name = "gauss_newton_trace_probe"

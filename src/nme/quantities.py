@@ -1,8 +1,9 @@
-"""Quantities: what can be measured of a network, by name.
+"""Quantities that can be measured on a network, by name.
 
 To add a quantity: write a function and decorate it. Configurations, the stage and tests pick it up from ``QUANTITIES``.
 
-This module is imported to check a configuration, where torch may be absent, so torch is imported where it computes.
+Checking a configuration imports this module, possibly on a machine without torch, so only the functions that compute
+import torch.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ class Value(NamedTuple):
     """One measured number.
 
     Attributes:
-        operator: H, G, N, or N_phi for the part of N from activation second derivatives; empty: none of them.
-        layer: empty: of the whole network.
-        probe: number of the random probe or of the training batch; -1: of none, or the mean over batches.
-        index: of a Ritz value, ascending; -1: it is none.
-        weight: of a Ritz value in the spectral density; nan: it is none.
-        error: a bound of the value's numerical error, or the standard error of a mean; nan: neither.
-        statistic: which number, where a quantity has several: ``share`` or ``cosine``; empty: it has one.
+        operator: H, G, N, or N_phi for the part of N from activation second derivatives; empty: no operator.
+        layer: name of the layer; empty: the whole network.
+        probe: number of the random probe or of the training batch; -1: neither, or the mean over batches.
+        index: position of a Ritz value, ascending; -1: not a Ritz value.
+        weight: weight of a Ritz value in the spectral density; nan: not a Ritz value.
+        error: bound of the numerical error, or standard error of a mean; nan: neither.
+        statistic: ``share`` or ``cosine`` if the quantity has several numbers; empty: it has one.
     """
 
     value: float | None
@@ -58,18 +59,18 @@ class Value(NamedTuple):
 Quantity = Callable[["nn.Module", "Batch", Settings, int], Iterator[Value]]
 
 QUANTITIES = Registry("quantity")
-ON_TRAINING_BATCHES: set[str] = set()  # names of the quantities that are given batches as training has them
+ON_TRAINING_BATCHES: set[str] = set()  # names of the quantities that take batches as in training
 
 
 def on_training_batches(function: Quantity) -> Quantity:
-    """Decorator: the function is given an iterable of training batches in place of one batch."""
+    """Decorator: the function takes an iterable of training batches in place of one batch."""
     ON_TRAINING_BATCHES.add(function.__name__)
     return function
 
 
 @QUANTITIES.add
 def second_derivatives(model: nn.Module, batch: Batch, settings: Settings, seed: int) -> Iterator[Value]:
-    """Fraction of hidden units and examples with |φ''| > 1e-3·max |φ''|, per layer and in all: Figure 6.
+    """Fraction of hidden units and examples with |φ''| > 1e-3·max |φ''|, per layer and overall: Figure 6.
 
     See docs/theory.md, §7.9. A network without hidden units yields nothing.
     """
@@ -101,8 +102,8 @@ def traces(model: nn.Module, batch: Batch, settings: Settings, seed: int) -> Ite
 def squared_norms(model: nn.Module, batch: Batch, settings: Settings, seed: int) -> Iterator[Value]:
     """‖Hu‖², ‖Gu‖² and ‖Nu‖² of each probe: samples of the squared Frobenius norms; per layer ‖N_ll u‖² of its block.
 
-    The diagonal blocks N_ll come from second derivatives of activations alone (docs/theory.md, §1.3); with two
-    hidden layers or more these act between layers, too.
+    The diagonal blocks N_ll come only from second derivatives of activations (docs/theory.md, §1.3); with two or more
+    hidden layers, these derivatives also contribute to blocks between layers.
     """
     from nme.curvature import frobenius_norms, layers, nme_block_norms
 
@@ -118,11 +119,11 @@ def squared_norms(model: nn.Module, batch: Batch, settings: Settings, seed: int)
 
 @QUANTITIES.add
 def spectrum(model: nn.Module, batch: Batch, settings: Settings, seed: int) -> Iterator[Value]:
-    """Ritz values of H, G and N with their weights and residuals, from a Lanczos run a probe.
+    """Ritz values of H, G and N with their weights and residuals, from one Lanczos run per probe.
 
-    They are the nodes of the spectral density, and the first and last are the extreme eigenvalues. ``spectrum_probes``
-    and ``lanczos_steps`` of the settings say how many; all three operators start from the same vectors. See
-    docs/theory.md, §7.7.
+    Ritz values are the nodes of the spectral density; the first and the last approximate the extreme eigenvalues.
+    The settings ``spectrum_probes`` and ``lanczos_steps`` give the numbers of runs and steps; all three operators start
+    from the same vectors. See docs/theory.md, §7.7.
     """
     from nme.curvature import NME, GaussNewton, Hessian, Probes, lanczos
 
@@ -139,11 +140,11 @@ def spectrum(model: nn.Module, batch: Batch, settings: Settings, seed: int) -> I
 @QUANTITIES.add
 @on_training_batches
 def update_shares(model: nn.Module, training: Iterable[Batch], settings: Settings, seed: int) -> Iterator[Value]:
-    """How much of the gradient penalty's update ρHĝ is NME: shares of ‖Hĝ‖ and cosines with ĝ.
+    """Part of the gradient penalty's update ρHĝ that is NME: shares of ‖Hĝ‖ and cosines with ĝ.
 
     Each training batch has its own g, ĝ = g/‖g‖, H, G and N, in train mode. Yields, for each batch, the share
-    ‖Aĝ‖/‖Hĝ‖ of G, N and N_phi and the cosine of Aĝ with ĝ of H and these three; then their means over the batches,
-    with standard errors. A number that is not defined (g, Hĝ or Aĝ is 0) is None, and left out of the mean. See
+    ‖Aĝ‖/‖Hĝ‖ for A = G, N, N_phi and the cosine of Aĝ with ĝ for A = H, G, N, N_phi; then the means over the batches,
+    with standard errors. An undefined number (g, Hĝ or Aĝ is 0) is None and does not enter the mean. See
     docs/theory.md, §7.8.
     """
     from nme.curvature.update_shares import mean_and_error, numbers_of

@@ -1,8 +1,8 @@
 """Registries of named things with parameters, and the one spelling of each name.
 
-A name is written the same in the configuration, in a path and on a figure's axis:
-``gelu``, ``beta_gelu-beta=2``, ``grad_norm-p=2``. Nothing here imports torch, so that a grid can be planned
-and a configuration checked on a machine without it.
+A name has the same spelling in the configuration, in a path and on a figure's axis:
+``gelu``, ``beta_gelu-beta=2``, ``grad_norm-p=2``. Nothing here imports torch, so that a machine without torch
+can plan a grid and check a configuration.
 """
 
 import math
@@ -15,7 +15,7 @@ from nme.errors import NmeError, unknown
 
 
 def number(value: float | str) -> str:
-    """The canonical decimal form of a finite number ≥ 0, as it stands in paths: no exponent, no trailing zeros.
+    """The canonical decimal form of a finite number ≥ 0, as used in paths: no exponent, no trailing zeros.
 
     >>> number(0.10), number("1e-3"), number(2.0), number(0)
     ('0.1', '0.001', '2', '0')
@@ -38,7 +38,7 @@ def number(value: float | str) -> str:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number in a name. ``default`` None: must be given. ``choices`` None: any number > 0, or any ``whole`` one."""
+    """A number in a name. ``default`` None: required. ``choices`` None: any number > 0; if ``whole``, integers only."""
 
     default: float | None = None
     choices: tuple[float, ...] | None = None
@@ -47,12 +47,12 @@ class Parameter:
 
 
 class Named:
-    """Base of what a registry holds: class attributes describe it, an instance holds its parameters' values.
+    """Base class of registered things: class attributes describe the thing, an instance holds its parameter values.
 
     Attributes:
-        name: as written in configurations and paths.
-        label: as written on figures.
-        parameters: the numbers its name takes.
+        name: spelling in configurations and paths.
+        label: text on figures.
+        parameters: numbers that the name takes.
     """
 
     name: str
@@ -80,9 +80,9 @@ Thing = TypeVar("Thing")
 
 
 class Registry(dict[str, Any]):
-    """Classes and functions by name, the one way to register anything.
+    """Classes and functions by name, the only way to register anything.
 
-    Of classes that are ``Named``, ``registry.parse('beta_gelu-beta=2')`` makes the instance.
+    In a registry of ``Named`` classes, ``registry.parse('beta_gelu-beta=2')`` creates an instance.
     """
 
     def __init__(self, what: str):
@@ -90,12 +90,12 @@ class Registry(dict[str, Any]):
         self.what = what
 
     def add(self, thing: Thing) -> Thing:
-        """Decorator: put a class under its attribute ``name``, a function under its own name."""
+        """Decorator: register a class under its attribute ``name``, a function under its ``__name__``."""
         self[getattr(thing, "name", "") or thing.__name__] = thing
         return thing
 
     def parse(self, text: str) -> Named:
-        """The instance that ``text`` names.
+        """Create the instance that ``text`` names.
 
         Raises:
             NmeError: unknown name or parameter, a parameter missing, given twice or not allowed.

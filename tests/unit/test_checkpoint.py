@@ -155,17 +155,17 @@ def test_code_in_a_checkpoint_is_not_run(checkpoint, tmp_path):
 @pytest.mark.parametrize("key", IDENTITY)
 def test_another_identity_starts_over_and_is_named(checkpoint, key):
     Checkpoint(checkpoint.path, {**IDENTITY, key: "other"}, 60).save(STATE)
-    assert_starts_over(checkpoint, f"another {key};")
+    assert_starts_over(checkpoint, f"different {key};")
 
 
 def test_all_differences_are_named(checkpoint):
     Checkpoint(checkpoint.path, {**IDENTITY, "data": "other", "device": "cuda"}, 60).save(STATE)
-    assert_starts_over(checkpoint, "another data, device;")
+    assert_starts_over(checkpoint, "different data, device;")
 
 
 def test_an_identity_that_says_less_starts_over(checkpoint):
     Checkpoint(checkpoint.path, {"settings": "abc"}, 60).save(STATE)
-    assert_starts_over(checkpoint, "another data, device, version of PyTorch;")
+    assert_starts_over(checkpoint, "different data, device, version of PyTorch;")
 
 
 # ------------------------------------------------------ SIGTERM and SIGINT
@@ -351,7 +351,7 @@ def test_other_settings_start_over(data, tmp_path, monkeypatch):
     path, said = stopped(data, tmp_path, monkeypatch), []
     changed = settings(learning_rate=0.01)
     train(changed, data, tmp_path / "metrics.parquet", CPU, log=said.append)
-    assert said == [f"{path}: the resume checkpoint has another settings; starting over"]
+    assert said == [f"{path}: the resume checkpoint was written with different settings; starting over"]
     train(changed, data, tmp_path / "fresh" / "metrics.parquet", CPU)
     assert metrics(tmp_path / "metrics.parquet") == metrics(tmp_path / "fresh" / "metrics.parquet")
     assert_same_networks(tmp_path, networks(tmp_path / "fresh"))
@@ -361,7 +361,7 @@ def test_other_data_start_over(data, tmp_path, monkeypatch):
     path, said = stopped(data, tmp_path, monkeypatch), []
     prepare(spec_in_memory("digits", 60, 20), Places(), tmp_path / "data")
     train(settings(), tmp_path / "data" / "manifest.json", tmp_path / "metrics.parquet", CPU, log=said.append)
-    assert said == [f"{path}: the resume checkpoint has another data; starting over"]
+    assert said == [f"{path}: the resume checkpoint was written with different data; starting over"]
 
 
 # ------------------------------------------------------------- snapshots
@@ -463,11 +463,11 @@ def test_a_damaged_snapshot_is_one_message(straight, tmp_path, content):
     path.write_bytes(path.read_bytes()[:-100] if content is None else content)
     with pytest.raises(NmeError) as caught:
         read_snapshot(folder, 1, 0.5)
-    assert str(caught.value) == f"{path}: damaged; delete {folder} and train again"
+    assert str(caught.value) == f"{path}: damaged. Delete {folder} and train again."
 
 
 def test_a_missing_folder_of_snapshots_is_one_message(tmp_path):
-    with pytest.raises(NmeError, match=r"snapshots: missing; train first"):
+    with pytest.raises(NmeError, match=r"snapshots: missing\. Train first\."):
         read_snapshot(tmp_path / "snapshots", 0, 0)
 
 

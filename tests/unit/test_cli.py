@@ -330,13 +330,13 @@ def test_status_counts_what_is_there(tmp_path):
     found = {name: ([row.count(s) for s in ("done", "running", "failed")], row.drawn) for name, row in rows.items()}
     assert found["fig1"] == ([0, 0, 0], True)
     assert found["fig2"] == ([3, 1, 2], False), "drawn, but at another scale"
-    assert rows["fig2"].wanted == len(wanted)
+    assert rows["fig2"].needed == len(wanted)
     assert not found["fig3"][1]
-    assert rows["claims"].wanted > rows["fig3"].wanted
+    assert rows["claims"].needed > rows["fig3"].needed
     assert rows["map"].jobs.keys() == {
         path for name in ("fig2", "fig4", "ablation", "mechanism") for path in rows[name].jobs
     }
-    assert rows["all"].wanted == len({path for row in rows.values() for path in row.jobs})
+    assert rows["all"].needed == len({path for row in rows.values() for path in row.jobs})
 
 
 def test_the_time_left_is_scaled_by_what_jobs_took(tmp_path):

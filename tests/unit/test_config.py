@@ -274,7 +274,7 @@ MISTAKES = [
     ("figures/fig1.yaml", "measure", MEASURE, ["'measure' needs 'grid'"]),
     (FIGURE, "measure", MEASURE, ["'curves'", "give it or 'measure'"]),
     (FIGURE, "curves", ABSENT,
-     ["figure 'fig2'", "no such drawing", "there is no 'curves'", f"(allowed: {', '.join(DRAWINGS)})"]),
+     ["figure 'fig2'", "no drawing of this name", "'curves' is missing", f"(allowed: {', '.join(DRAWINGS)})"]),
     # claims
     (CLAIMS, "claims.list", [{**CLAIM, "contrasts": [{**CONTRAST, "plus": [], "minus": []}]}],
      ["claims.list.0.contrasts.0", "give a term in 'plus' or 'minus'"]),
@@ -468,7 +468,7 @@ def test_data_dir_may_start_with_the_home_folder(folder, tmp_path, monkeypatch):
 def test_a_figure_without_a_drawing_is_refused(folder):
     shutil.copy(folder.path / MEASURES, folder.path / "figures/my-fig.yaml")
     assert "unknown figure 'my-fig'" in folder.message()
-    assert "src/nme/figures has no such drawing" in folder.message()
+    assert "src/nme/figures has no drawing of this name" in folder.message()
 
 
 def test_a_figure_with_curves_needs_no_drawing_of_its_own(folder):

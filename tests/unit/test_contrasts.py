@@ -98,7 +98,7 @@ def test_two_recipes_may_have_one_title():
 
 
 def test_a_missing_cell_is_one_message():
-    with pytest.raises(NmeError, match=r"one/relu/sam/0\.1; make it again"):
+    with pytest.raises(NmeError, match=r"one/relu/sam/0\.1\. Make the table again"):
         contrast_effects(table_of({SGD: {"one": [1, 2]}}), contrast_of([SAM], [SGD]))
 
 

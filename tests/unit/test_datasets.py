@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, FashionMNIST
 
 from nme.datasets import DATASETS
-from nme.datasets.base import Dataset, Places, Raw, Split
+from nme.datasets.base import Dataset, LabelledArrays, Places, Raw
 from nme.datasets.generated import Digits, Mnist1d
 from nme.datasets.torchvision_sets import Cifar10, FashionMnist
 from nme.errors import NmeError
@@ -56,7 +56,7 @@ def snapshot(folder: Path) -> dict[str, tuple]:
     }
 
 
-def assert_read(raw: Raw, dataset: Dataset, train: Split, test: Split) -> None:
+def assert_read(raw: Raw, dataset: Dataset, train: LabelledArrays, test: LabelledArrays) -> None:
     dataset.check(raw)
     for found, expected in ((raw.train, train), (raw.test, test)):
         np.testing.assert_array_equal(found.inputs, expected.inputs)
@@ -64,10 +64,10 @@ def assert_read(raw: Raw, dataset: Dataset, train: Split, test: Split) -> None:
         assert (found.inputs.dtype, found.labels.dtype) == (np.uint8, np.int64)
 
 
-def images(n: int, *shape: int) -> Split:
+def images(n: int, *shape: int) -> LabelledArrays:
     """Random images, all ten classes."""
     labels = RANDOM.permutation(np.arange(n) % 10)
-    return Split(RANDOM.integers(0, 256, (n, *shape), dtype=np.uint8), labels.astype(np.int64))
+    return LabelledArrays(RANDOM.integers(0, 256, (n, *shape), dtype=np.uint8), labels.astype(np.int64))
 
 
 # --------------------------------------------- made or shipped by packages
@@ -186,7 +186,7 @@ def test_a_truncated_archive_is_named_with_both_sums(fashion, name):
     path.write_bytes(path.read_bytes()[:-10])
     text = message(FashionMnist(), fashion)
     assert str(path) in text
-    assert f"md5 is {md5(path)}, expected {expected}" in text
+    assert f"md5 {md5(path)}, expected {expected}" in text
 
 
 @pytest.mark.parametrize("name", FASHION_FILES[1:])
@@ -263,7 +263,8 @@ def test_cifar_unpacked(cifar, tmp_path):
 def test_a_truncated_cifar_archive_is_named_with_both_sums(cifar):
     path = cifar / CIFAR10.filename
     path.write_bytes(path.read_bytes()[:1000])
-    assert f"{path}: md5 is {md5(path)}, expected {CIFAR10.tgz_md5}" in message(Cifar10(), cifar)
+    text = message(Cifar10(), cifar)
+    assert f"{path}: truncated, or not official (md5 {md5(path)}, expected {CIFAR10.tgz_md5})" in text
 
 
 def test_a_damaged_cifar_batch_is_one_message(cifar, tmp_path):
@@ -287,9 +288,9 @@ def png(tmp_path) -> Path:
     return write_cifar_images(tmp_path / "data")
 
 
-def by_class(split: Split) -> Split:
+def by_class(split: LabelledArrays) -> LabelledArrays:
     order = np.argsort(split.labels, kind="stable")
-    return Split(split.inputs[order], split.labels[order])
+    return LabelledArrays(split.inputs[order], split.labels[order])
 
 
 def test_cifar_images(png):
@@ -470,10 +471,10 @@ GOOD = images(30, 1, 8, 8)
 @pytest.mark.parametrize(
     ("split", "parts"),
     [
-        (Split(GOOD.inputs[:, 0], GOOD.labels), ["(30, 8, 8)", "(30, 1, 8, 8)"]),
-        (Split(GOOD.inputs[:-1], GOOD.labels), ["(29, 1, 8, 8)", "(30, 1, 8, 8)"]),
-        (Split(GOOD.inputs, np.minimum(GOOD.labels, 8)), ["9 classes", "expected 10"]),
-        (Split(GOOD.inputs, GOOD.labels + 1), ["classes", "expected 10"]),
+        (LabelledArrays(GOOD.inputs[:, 0], GOOD.labels), ["(30, 8, 8)", "(30, 1, 8, 8)"]),
+        (LabelledArrays(GOOD.inputs[:-1], GOOD.labels), ["(29, 1, 8, 8)", "(30, 1, 8, 8)"]),
+        (LabelledArrays(GOOD.inputs, np.minimum(GOOD.labels, 8)), ["9 classes", "expected 10"]),
+        (LabelledArrays(GOOD.inputs, GOOD.labels + 1), ["classes", "expected 10"]),
     ],
 )
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -498,13 +499,13 @@ def test_an_incomplete_set_is_named():
 
 def test_a_missing_image_is_found(png):
     next((png / "cifar10/train/frog").iterdir()).unlink()
-    with pytest.raises(NmeError, match=r"train has classes of different sizes .*frog 4"):
+    with pytest.raises(NmeError, match=r"train classes differ in size .*frog 4"):
         Cifar10().check(Cifar10().read(Places((png,))))
 
 
 def test_what_is_no_png_is_named(png):
     (png / "cifar10/test/frog/Thumbs.db").write_bytes(b"")
-    assert f"{png / 'cifar10/test/frog/Thumbs.db'}: is no *.png" in message(Cifar10(), png)
+    assert f"{png / 'cifar10/test/frog/Thumbs.db'}: not a *.png" in message(Cifar10(), png)
 
 
 def test_names():
@@ -539,7 +540,7 @@ def test_real_fashion_truncated(tmp_path):
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:1_000_000])
     text = message(FashionMnist(), tmp_path)
-    assert f"{path}: md5 is {md5(path)}, expected 8d4fb7e6c68d591d4c3dfef9ec88bf0d" in text
+    assert f"{path}: truncated, or not official (md5 {md5(path)}, expected 8d4fb7e6c68d591d4c3dfef9ec88bf0d" in text
 
 
 @pytest.mark.slow

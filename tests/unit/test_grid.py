@@ -499,10 +499,10 @@ def test_a_term_is_the_cells_that_it_names(compared, term):
 
 
 WRONG_TERMS = {
-    "gelu": ["'gelu' is no term", "allowed: activation/method/axis, or activation/sgd"],
-    "gelu/sam": ["'gelu/sam' is no term"],
-    "gelu/sam/rho/0.1": ["'gelu/sam/rho/0.1' is no term"],
-    "": ["'' is no term"],
+    "gelu": ["'gelu' is not a term", "allowed: activation/method/axis, or activation/sgd"],
+    "gelu/sam": ["'gelu/sam' is not a term"],
+    "gelu/sam/rho/0.1": ["'gelu/sam/rho/0.1' is not a term"],
+    "": ["'' is not a term"],
     "gelu/sam/roh": ["axis of scale 'tiny' 'roh'", "did you mean 'rho'?"],
     "gelu/sam/0.1": ["axis of scale 'tiny' '0.1'"],
     "beta_gelu-beta={bta}/sgd": ["axis of scale 'tiny' 'bta'", "did you mean 'beta'?"],
@@ -675,7 +675,7 @@ def test_a_claim_is_about_the_recipes_that_all_its_contrasts_have():
 
 def test_claims_have_numbers_of_their_own(compared):
     claim = {"number": 4, "says": "x", "figure": "fig0", "contrasts": [CONTRAST]}
-    with pytest.raises(NmeError, match="claims: number 4 is given to more than one claim"):
+    with pytest.raises(NmeError, match="claims: more than one claim has the number 4"):
         claims_spec(claims_of(compared, claim, claim), "claims")
 
 
@@ -763,7 +763,7 @@ def test_a_wrong_map_is_one_message(changes, more, message):
 def test_a_map_needs_a_figure_with_claims():
     project = project_of("tiny")
     figures = {name: figure for name, figure in project.figures.items() if not figure.claims}
-    with pytest.raises(NmeError, match=r"there is no claim 2 \(allowed: none, as there is no figure"):
+    with pytest.raises(NmeError, match=r"there is no claim 2 \(allowed: none, since no figure"):
         map_spec(project.model_copy(update={"figures": figures}), "map")
 
 

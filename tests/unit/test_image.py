@@ -24,7 +24,7 @@ GOOD = {image.VERSION_LABEL: __version__, image.CODE_LABEL: image.code_hash()}
         (GOOD, "", None),
         (GOOD, "exit code 1", "fails in the container image: exit code 1"),
         ({**GOOD, image.VERSION_LABEL: "0.0.1"}, "", f"of nme 0.0.1, this is nme {__version__}"),
-        ({**GOOD, image.CODE_LABEL: "of before"}, "", "built from other code"),
+        ({**GOOD, image.CODE_LABEL: "of before"}, "", "built from code that differs"),
         ({}, "", "of nme without a version"),
     ],
 )

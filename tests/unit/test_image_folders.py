@@ -50,7 +50,7 @@ def test_the_first_folder_that_has_it_is_taken(tree, tmp_path):
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_missing_class_is_named(tree, split, name):
     shutil.rmtree(tree / split / name)
-    assert message(tree.parent) == f"{tree / split / name}: this class folder is missing (3 classes are expected)"
+    assert message(tree.parent) == f"{tree / split / name}: this class folder is missing (expected: 3 classes)"
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -62,13 +62,13 @@ def test_a_missing_split_is_named(tree, split):
 @pytest.mark.parametrize("name", ["n00", "n02b", "N01", ".cache"])
 def test_a_foreign_class_is_named(tree, name):
     (tree / "val" / name).mkdir()
-    assert message(tree.parent).startswith(f"{tree / 'val' / name}: is none of the 3 classes")
+    assert message(tree.parent).startswith(f"{tree / 'val' / name}: not one of the 3 expected classes")
 
 
 @pytest.mark.parametrize("name", ["n02_000.png", "n02_000.jpeg", "Thumbs.db", ".partial-x", "n02_009.JPEG.part"])
 def test_a_file_that_is_no_image_is_named(tree, name):
     (tree / "train" / "n02" / name).touch()
-    assert message(tree.parent).startswith(f"{tree / 'train' / 'n02' / name}: is no *.JPEG")
+    assert message(tree.parent).startswith(f"{tree / 'train' / 'n02' / name}: not a *.JPEG")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -216,8 +216,8 @@ def test_tables_that_lack_something_are_one_message():
             "the table of fig2 is needed and was not given (given: fig4, mechanism)",
         ),
         ({"fig2": table}, "the table of mechanism is needed"),
-        ({"fig2": table[table["recipe"] != "c"], "mechanism": shares()}, "have no recipe c; make them again"),
-        ({"fig2": table, "mechanism": shares().query("recipe != 'd'")}, "have no recipe d; make them again"),
+        ({"fig2": table[table["recipe"] != "c"], "mechanism": shares()}, "have no recipe c. Make the tables again"),
+        ({"fig2": table, "mechanism": shares().query("recipe != 'd'")}, "have no recipe d. Make the tables again"),
         ({"fig2": table[table["strength"] != 0.1], "mechanism": shares()}, "no value of a/gelu/grad_norm/0.1"),
     ]:
         with pytest.raises(NmeError) as caught:

@@ -362,6 +362,6 @@ def test_a_job_without_any_network_has_a_file_without_rows(data, kept, tmp_path)
 
 
 def test_missing_networks_are_one_message(data, tmp_path):
-    with pytest.raises(NmeError, match=r"snapshots: missing; train first"):
+    with pytest.raises(NmeError, match=r"snapshots: missing\. Train first\."):
         measure(settings({"traces": [1.0]}), data, tmp_path / "snapshots", tmp_path / "measured.parquet", CPU)
     assert list(tmp_path.iterdir()) == []

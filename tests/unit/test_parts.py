@@ -5,7 +5,7 @@ import torch
 from dense_reference import NETWORKS, Dense, central_differences, example, flat, relative_error, signs
 
 from nme.activations import ACTIVATIONS
-from nme.derivatives.batch import Batch, Split
+from nme.derivatives.batch import Batch, Division
 from nme.derivatives.products import batch_gradient, hessian_product
 from nme.methods import METHODS
 from nme.runtime.random_streams import stream
@@ -21,7 +21,7 @@ def in_parts(network, activation, batch_norm, parts=3):
     shift = torch.randn((parts, *batch.inputs.shape), generator=generator).double() / 4
     inputs = torch.cat([batch.inputs + s for s in shift])
     labels = torch.cat([batch.labels.roll(i) for i in range(parts)])
-    return model, Batch(inputs, labels, Split(len(batch.labels), 0, len(labels)))
+    return model, Batch(inputs, labels, Division(len(batch.labels), 0, len(labels)))
 
 
 def direction(name, model, batch):

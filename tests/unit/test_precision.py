@@ -37,7 +37,7 @@ def network(name, activation="gelu", examples=64):
 
 
 def direction(method, model, batch, compiled=False, seed=0):
-    update = member.compiled(method.update) if compiled else method.update
+    update = member.compile_update(method.update) if compiled else method.update
     return flat(update(deepcopy(model), batch, STRENGTH, stream(seed, "noise")).direction)
 
 
@@ -81,10 +81,10 @@ def test_a_recipe_says_which(monkeypatch):
     settings = {"dataset": "digits", "model": {"name": "wide_resnet", "depth": 10, "widen": 1}, "epochs": 1}
     recipe = Recipe(**settings, batch_size=8, learning_rate=0.1, precision="bf16", channels_last=True, compile=True)
     job = Job(recipe, "gelu", METHODS.parse("sgd"), 0.0, None, None, 10, torch.device("cpu"))
-    inputs = job.as_computed(torch.randn(8, 3, 8, 8))
+    inputs = job.prepare_inputs(torch.randn(8, 3, 8, 8))
     assert inputs.dtype == torch.bfloat16
     assert inputs.is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(member, "compiled", lambda update: "compiled")
+    monkeypatch.setattr(member, "compile_update", lambda update: "compiled")
     assert job.update == "compiled"
     prescribed = Job(recipe, "augmented_relu-beta=2", METHODS.parse("sgd"), 0.0, None, None, 10, None)
     assert prescribed.update == prescribed.method.update, "a compiler does not follow it"

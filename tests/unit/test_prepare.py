@@ -14,7 +14,7 @@ from specs import spec_in_memory
 from nme.data.load import load
 from nme.data.prepared import class_balanced, with_label_noise
 from nme.datasets import DATASETS
-from nme.datasets.base import Dataset, Places, Raw, Split
+from nme.datasets.base import Dataset, LabelledArrays, Places, Raw
 from nme.errors import NmeError
 from nme.stages.prepare import prepare
 
@@ -93,7 +93,10 @@ def test_training_inputs_are_standardised_per_channel(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     scale = np.array([10, 30, 60])[:, None, None]
     labels = np.arange(60, dtype=np.int64) % 10
-    splits = [Split((random.integers(0, 4, (60, 3, 4, 4)) * scale).astype(np.uint8), labels) for _ in ("train", "test")]
+    splits = [
+        LabelledArrays((random.integers(0, 4, (60, 3, 4, 4)) * scale).astype(np.uint8), labels)
+        for _ in ("train", "test")
+    ]
     colour = type("Colour", (Dataset,), {"shape": (3, 4, 4), "classes": tuple("0123456789"), "name": "colour",
                                          "counts": (60, 60),
                                          "read": lambda self, places: Raw(*splits, "here")})  # fmt: skip
@@ -254,7 +257,7 @@ def test_prepare_names_the_dataset_that_is_not_there(tmp_path):
 def test_prepare_checks_what_a_dataset_reads(tmp_path, monkeypatch):
     digits = DATASETS["digits"]
     good = digits().read(Places())
-    bad = Raw(Split(good.train.inputs, np.zeros_like(good.train.labels)), good.test, "here")
+    bad = Raw(LabelledArrays(good.train.inputs, np.zeros_like(good.train.labels)), good.test, "here")
     monkeypatch.setattr(digits, "read", lambda self, places: bad)
     assert "train has 1 classes, expected 10" in message(prepare, spec_in_memory("digits"), Places(), tmp_path)
 
@@ -275,7 +278,7 @@ def test_a_damaged_manifest_is_named(manifest, content):
     manifest.write_text(content)
     text = message(load, manifest, CPU)
     assert f"{manifest}: cannot be read" in text
-    assert "prepare the dataset again" in text
+    assert "Prepare the dataset again" in text
 
 
 @pytest.mark.parametrize("name", ["train.arrow", "test.arrow"])
@@ -288,14 +291,14 @@ def test_a_missing_or_truncated_file_is_named(manifest, name, keep):
         path.write_bytes(path.read_bytes()[:keep])
     text = message(load, manifest, CPU)
     assert f"{path}: cannot be read" in text
-    assert "prepare the dataset again" in text
+    assert "Prepare the dataset again" in text
 
 
 def test_a_file_of_another_preparation_is_named(manifest, tmp_path):
     prepare(spec_in_memory("digits", 40, 20), Places(), tmp_path / "other")
     (tmp_path / "other" / "train.arrow").replace(manifest.with_name("train.arrow"))
     text = message(load, manifest, CPU)
-    assert "train.arrow: is not the file that manifest.json describes; prepare the dataset again" in text
+    assert "train.arrow: not the file that manifest.json describes. Prepare the dataset again" in text
 
 
 def test_reading_copies_nothing(manifest):

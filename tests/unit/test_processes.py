@@ -91,7 +91,7 @@ def test_shares_are_all_of_it(world, monkeypatch):
 def test_another_number_of_processes_than_the_recipes_is_an_error(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(NmeError, match="there are 3 processes, but the recipe's processes is 2"):
-        processes.joined(2, torch.device("cpu")).__enter__()
+        processes.join(2, torch.device("cpu")).__enter__()
 
 
 if __name__ == "__main__":

@@ -262,7 +262,7 @@ def resumed(folder: Path, **changes: object) -> tuple[dict[str, bytes], set[str]
     places = Places((folder,))
     prepare_shards.prepare_shards(Small(), subset, spec.as_json(), places, folder / "data", log=log.append)
     assert not (folder / "data" / "shards.partial").exists()
-    return contents(folder / "data"), {line.split(":")[0] for line in log if "was there" in line}
+    return contents(folder / "data"), {line.split(":")[0] for line in log if ", kept" in line}
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 4])

@@ -232,7 +232,7 @@ class TestLoad:
             load(tmp_path / "data" / "manifest.json", CPU, RESOLUTION, workers)
         text = str(caught.value)
         assert text.startswith(f"{path}: ")
-        assert text.endswith("prepare the dataset again")
+        assert text.endswith("Prepare the dataset again")
         assert len(text.splitlines()) == 1
 
     def test_any_bit_of_a_shard_counts(self, manifest, tmp_path):
@@ -242,7 +242,7 @@ class TestLoad:
         whole = path.read_bytes()
         for place in range(0, len(whole), len(whole) // 97):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
-            with pytest.raises(NmeError, match=r"train-00002.arrow: .*prepare the dataset again"):
+            with pytest.raises(NmeError, match=r"train-00002.arrow: .*Prepare the dataset again"):
                 splits(tmp_path / "data" / "manifest.json")
 
     def test_a_resolution_is_needed(self, manifest):

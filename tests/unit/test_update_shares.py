@@ -17,7 +17,7 @@ from nme.data.augment import crop_and_flip
 from nme.data.in_memory import Data
 from nme.data.training_batches import TrainingBatches
 from nme.derivatives.activate import Activate, activate
-from nme.derivatives.batch import Batch, Split
+from nme.derivatives.batch import Batch, Division
 from nme.errors import NmeError
 from nme.grid.plan import Estimate
 from nme.methods import METHODS
@@ -32,7 +32,7 @@ def problem(network: str, activation: Activation, sizes=(6,)) -> tuple[nn.Module
     """A model in train mode, a batch, and the parts of the batch as pairs."""
     model, parts = example(network, activation, sizes=sizes)
     inputs, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    split = Split(sizes[0], 0, sum(sizes)) if len(sizes) > 1 else None
+    split = Division(sizes[0], 0, sum(sizes)) if len(sizes) > 1 else None
     return model, Batch(inputs, labels, split), parts
 
 

@@ -127,7 +127,7 @@ def test_the_same_job_started_twice_is_done_once(prepared, uninterrupted):
     assert [job.returncode for job in jobs] == [0, 0], texts
     trained, waited = sorted(texts, key=lambda text: "waiting for it" in text)
     assert "waiting for it" not in trained
-    assert "the other process has made it" in waited
+    assert "written by the other process; nothing to do" in waited
     assert "epoch" not in waited
     pd.testing.assert_frame_equal(metrics(prepared, output), uninterrupted, check_exact=True)
     assert {p.name for p in (prepared.folder / output).parent.iterdir()} == {"metrics.parquet", "snapshots"}
@@ -137,7 +137,7 @@ def test_other_settings_do_not_continue(prepared, uninterrupted):
     output = "other/metrics.parquet"
     kill_half_way(prepared, spec(prepared, learning_rate=0.01), output, signal.SIGTERM)
     text = prepared.run(*command(prepared, spec(prepared), output))
-    assert "has another settings; starting over" in text
+    assert "was written with different settings; starting over" in text
     pd.testing.assert_frame_equal(metrics(prepared, output), uninterrupted, check_exact=True)
 
 

@@ -1,1 +1,1 @@
-"""Which of the paper's claims hold: contrasts, tests, verdicts, the map."""
+"""Decisions on the paper's claims: contrasts, tests, verdicts, the map."""

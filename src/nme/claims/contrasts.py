@@ -1,9 +1,9 @@
-"""Contrasts of test accuracies or traces: their effects per recipe and seed, how often members diverged, and the tests.
+"""Contrasts of test accuracies or traces: effects per recipe and seed, counts of diverged members, and tests.
 
 Formulas: docs/theory.md, §8.2; the logit scale: docs/theory.md, §8.8.
 
-The rule is at the head of ``nme.claims.verdicts``. ``contrast_effects`` and ``judge_contrast`` serve any figure
-that shows effects.
+The rule is at the top of ``nme.claims.verdicts``. Any figure that shows effects can use ``contrast_effects`` and
+``judge_contrast``.
 """
 
 from collections.abc import Iterable
@@ -27,14 +27,14 @@ Cell = tuple[str, str, float]  # activation, method, strength
 
 
 class Effect(NamedTuple):
-    """A weighted sum of cells, and the label of the cells it compares (empty if it is the contrast's only effect)."""
+    """A weighted sum of cells, and the label of the compared cells (empty for a contrast's only effect)."""
 
     label: str
     weights: dict[Cell, float]
 
 
 def effects_of(contrast: ContrastSpec) -> list[Effect]:
-    """The effects that a contrast consists of: one for ``over`` mean and trend, otherwise one per cell of its terms.
+    """The effects of a contrast: one for ``over`` mean and trend, otherwise one per cell of its terms.
 
     Args:
         contrast: for ``over`` each, any and trend all its terms pair up: they have the same length, or
@@ -53,7 +53,7 @@ def effects_of(contrast: ContrastSpec) -> list[Effect]:
 
 
 def _weights(cells: Iterable[tuple[tuple, float]]) -> dict[Cell, float]:
-    """The total weight of each cell; cells that cancel are left out."""
+    """Total weight of each cell; cells that cancel are left out."""
     total: dict[Cell, float] = {}
     for (activation, method, strength), weight in cells:
         cell = (activation, method, float(strength))
@@ -62,7 +62,7 @@ def _weights(cells: Iterable[tuple[tuple, float]]) -> dict[Cell, float]:
 
 
 def _labels(term: list) -> list[str]:
-    """What distinguishes each cell of a term from the others, as on a figure: ``ReLU, σ² = 0.001``."""
+    """Label of each cell of a term, with only the varying parts: ``ReLU, σ² = 0.001``."""
     if len(term) == 1:
         return [""]
     varies = [len({cell[i] for cell in term}) > 1 for i in range(3)]
@@ -77,10 +77,10 @@ def _labels(term: list) -> list[str]:
 
 
 def contrast_effects(table: pd.DataFrame, contrast: ContrastSpec, scale: str = "points") -> pd.DataFrame:
-    """The effects of a contrast within each recipe and seed.
+    """Compute the effects of a contrast within each recipe and seed.
 
     Args:
-        table: ``tables.collect``'s.
+        table: from ``tables.collect``.
         contrast: with the cells of its terms.
         scale: 'points' of accuracy (of a trace: percent of tr G + |tr N|), or 'logit' (natural logarithm of the odds).
 
@@ -100,10 +100,10 @@ def contrast_effects(table: pd.DataFrame, contrast: ContrastSpec, scale: str = "
 
 
 def diverged_of(table: pd.DataFrame, contrast: ContrastSpec) -> dict[tuple[str, int], Diverged]:
-    """How often members diverged on each side of each effect, by recipe and index of the effect.
+    """Count diverged members on each side of each effect, by recipe and index of the effect.
 
     Args:
-        table: ``tables.collect``'s.
+        table: from ``tables.collect``.
         contrast: with the cells of its terms.
 
     Raises:
@@ -119,7 +119,7 @@ def diverged_of(table: pd.DataFrame, contrast: ContrastSpec) -> dict[tuple[str, 
 
 
 def _members(table: pd.DataFrame, contrast: ContrastSpec, scale: str) -> dict[str, pd.DataFrame]:
-    """The value of every member that a contrast needs, by recipe: rows seeds, columns cells; NaN where it diverged."""
+    """Value of every member in a contrast, by recipe: rows seeds, columns cells; NaN where the member diverged."""
     if contrast.trace is None:
         accuracy = table["test_accuracy"].astype(float).where(~table["diverged"].astype(bool))
         if scale == "logit":
@@ -128,7 +128,7 @@ def _members(table: pd.DataFrame, contrast: ContrastSpec, scale: str) -> dict[st
         else:
             rows = table.assign(value=100 * accuracy)
     else:
-        rows = _traces(table, contrast.trace.operator, contrast.trace.at)
+        rows = _trace_shares(table, contrast.trace.operator, contrast.trace.at)
     needed = {cell: None for effect in effects_of(contrast) for cell in effect.weights}
     found = {}
     for recipe, own in rows.groupby("recipe", sort=False):
@@ -136,13 +136,13 @@ def _members(table: pd.DataFrame, contrast: ContrastSpec, scale: str) -> dict[st
         missing = [cell for cell in needed if cell not in values.columns]
         if missing:
             cell = "/".join([recipe, *missing[0][:2], f"{missing[0][2]:g}"])
-            raise NmeError(f"the table has no value of {cell}; make it again")
+            raise NmeError(f"the table has no value of {cell}. Make the table again.")
         found[recipe] = values[list(needed)]
     return found
 
 
-def _traces(table: pd.DataFrame, operator: str, at: float) -> pd.DataFrame:
-    """One row per member with its ``value``, the trace at a time in percent of tr G + |tr N|; NaN if it diverged."""
+def _trace_shares(table: pd.DataFrame, operator: str, at: float) -> pd.DataFrame:
+    """One row per member; ``value`` is the trace at a time, in percent of tr G + |tr N|; NaN after divergence."""
     chosen = table[(table["quantity"] == "traces") & (table["at"] == at)]
     traces = chosen.pivot_table("value", MEMBER, "operator").reindex(columns=["H", "G", "N"])
     share = 100 * traces[operator] / (traces["G"] + traces["N"].abs())
@@ -150,10 +150,10 @@ def _traces(table: pd.DataFrame, operator: str, at: float) -> pd.DataFrame:
 
 
 def table_of(tables: dict[str, pd.DataFrame], figure: str) -> pd.DataFrame:
-    """The table of a figure.
+    """Look up the table of a figure.
 
     Raises:
-        NmeError: it was not given.
+        NmeError: the table was not given.
     """
     if figure not in tables:
         given = ", ".join(sorted(tables)) or "none"
@@ -164,19 +164,19 @@ def table_of(tables: dict[str, pd.DataFrame], figure: str) -> pd.DataFrame:
 def judge_contrast(
     table: pd.DataFrame, contrast: ContrastSpec, smallest_effect: SmallestEffect, family: int = 1, contrasts: int = 1
 ) -> list[dict]:
-    """One row per recipe: the effect that decides a contrast there, with intervals and the contrast's p values.
+    """Judge a contrast on each recipe: the deciding effect, with intervals and the contrast's p values.
 
     Args:
-        table: ``tables.collect``'s.
+        table: from ``tables.collect``.
         contrast: with the cells of its terms.
         smallest_effect: δ in ``points`` and in ``percent``.
-        family: how many pairs of a claim and a recipe are decided together, for the simultaneous intervals.
-        contrasts: how many the claim has, for the same.
+        family: number of (claim, recipe) pairs that are decided together, for the simultaneous intervals.
+        contrasts: number of the claim's contrasts, also for the simultaneous intervals.
 
     Returns:
-        Dictionaries with recipe, panel, cell, unit, effect, low, high, low_simultaneous, high_simultaneous,
-        effect_logit, p, p_against, diverged_plus, diverged_minus, pairs (seeds in the t-test) and seeds. ``cell`` names
-        the cell that decides where each is tested by itself, otherwise it is empty.
+        One dictionary per recipe, with recipe, panel, cell, unit, effect, low, high, low_simultaneous,
+        high_simultaneous, effect_logit, p, p_against, diverged_plus, diverged_minus, pairs (seeds in the t-test) and
+        seeds. ``cell`` names the deciding cell if cells are tested one by one, otherwise it is empty.
 
     Raises:
         NmeError: the table lacks a cell of the contrast.

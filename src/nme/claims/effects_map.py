@@ -1,18 +1,18 @@
-"""The map: the effects of claims on each recipe, beside the share of the NME in the penalty's update there.
+"""The map: for each recipe, the effects of claims and the share of the NME in the penalty's update.
 
-**Effect** (vertical): the claim's contrast of final test accuracies in points, as ``nme.claims.verdicts`` has it: taken
+**Effect** (vertical): the claim's contrast of final test accuracies in points, defined as in ``nme.claims.verdicts``:
 within a recipe and a seed, with Student's 95 % interval over the seeds. Positive is as the claim expects. Every
 contrast has one effect here. A contrast that the claims test at several strengths (``over`` each or any) enters with
-the mean over these strengths, which are fixed beforehand. The best of them would be biased. Seeds with a diverged
-member have no effect; they are counted beside it.
+the mean over these strengths, which are fixed beforehand. The best strength would be biased. Seeds with a diverged
+member have no effect; they are counted separately.
 
 **Share** (horizontal): ‖N_φ″ĝ‖/‖Hĝ‖ of plain SGD with one activation (docs/theory.md, §7.8). It is the mean over
-training batches and over the snapshots after the first step, then over seeds, with Student's 95 % interval. Values that
-are not defined are left out. The network before its first step is left out, too: it takes part in one update.
+training batches and over the snapshots after the first step, then over seeds, with Student's 95 % interval. Undefined
+values are left out. So is the network before its first step, since it takes part in only one update.
 
-**Dependence**: Spearman's rank correlation of effect and share over the recipes, with a 95 % interval per contrast by
-itself (``statistics.rank_correlation``; docs/theory.md, §8.10). It describes these recipes: they were chosen, they
-share data and seeds, and the errors of each effect and share do not enter.
+**Dependence**: Spearman's rank correlation of effect and share over the recipes, with a separate 95 % interval for each
+contrast (``statistics.rank_correlation``; docs/theory.md, §8.10). It describes these recipes only: they were chosen,
+they share data and seeds, and the errors of each effect and share are ignored.
 """
 
 import numpy as np
@@ -25,18 +25,18 @@ from nme.grid.specs import MapSpec
 
 
 def effects_and_shares(spec: MapSpec, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The effect of each contrast and the share of the NME, on each recipe.
+    """Compute the effect of each contrast and the share of the NME, on each recipe.
 
     Args:
         spec: the contrasts, the recipes, and whose shares are taken.
-        tables: by figure.
+        tables: tables by figure.
 
     Returns:
-        One row per claim, contrast and recipe: claim, says, contrast, over (mean or trend), cells (how many the mean
-        or trend is over), recipe, panel, setting (its number in the figure), network, label_noise; effect, low, high,
-        diverged_plus, diverged_minus, pairs (seeds with an effect), seeds; share, share_low, share_high, share_seeds
-        (seeds with a share); and correlation, correlation_low, correlation_high, settings (recipes in it) and
-        dependence (a sentence), which are the contrast's and the same in all its rows.
+        One row per claim, contrast and recipe: claim, says, contrast, over (mean or trend), cells (number of cells in
+        the mean or trend), recipe, panel, setting (number of the recipe in the figure), network, label_noise; effect,
+        low, high, diverged_plus, diverged_minus, pairs (seeds with an effect), seeds; share, share_low, share_high,
+        share_seeds (seeds with a share); and correlation, correlation_low, correlation_high, settings (number of
+        recipes in the correlation) and dependence (a sentence), which belong to the contrast and repeat in its rows.
 
     Raises:
         NmeError: a table is not given, or lacks a cell, a recipe or a share.
@@ -51,7 +51,7 @@ def effects_and_shares(spec: MapSpec, tables: dict[str, pd.DataFrame]) -> pd.Dat
             own = []
             for recipe in claim.recipes:
                 if (recipe, 0) not in values.columns or recipe not in shares.index:
-                    raise NmeError(f"the tables of the map have no recipe {recipe}; make them again")
+                    raise NmeError(f"the tables of the map have no recipe {recipe}. Make the tables again.")
                 own.append(
                     {
                         "claim": claim.number,
@@ -75,8 +75,8 @@ def effects_and_shares(spec: MapSpec, tables: dict[str, pd.DataFrame]) -> pd.Dat
             pairs = pd.DataFrame(own)[["share", "effect"]].dropna()
             found = rank_correlation(pairs["share"], pairs["effect"])
             names = ("correlation", "correlation_low", "correlation_high")
-            described = {"settings": len(pairs), "dependence": dependence(*found, len(pairs))}
-            rows += [row | dict(zip(names, found, strict=True)) | described for row in own]
+            correlation = {"settings": len(pairs), "dependence": dependence(*found, len(pairs))}
+            rows += [row | dict(zip(names, found, strict=True)) | correlation for row in own]
     return pd.DataFrame(rows)
 
 
@@ -84,15 +84,15 @@ def shares_of(table: pd.DataFrame, activation: str) -> pd.DataFrame:
     """‖N_φ″ĝ‖/‖Hĝ‖ per recipe: the mean over batches, then over snapshots after the first step, then over seeds.
 
     Args:
-        table: ``tables.collect``'s of a figure that measures update_shares.
-        activation: whose networks.
+        table: from ``tables.collect``, for a figure that measures update_shares.
+        activation: activation of the networks.
 
     Returns:
         Columns share, share_low, share_high and share_seeds, by recipe; NaN and 0 where no share is defined.
     """
-    wanted = {"quantity": "update_shares", "statistic": "share", "operator": "N_phi", "activation": activation}
+    needed = {"quantity": "update_shares", "statistic": "share", "operator": "N_phi", "activation": activation}
     chosen = table[(table["at"] > 0) & (table["probe"] >= 0) & (table["method"] == "sgd")]
-    for column, value in wanted.items():
+    for column, value in needed.items():
         chosen = chosen[chosen[column] == value]
     snapshots = chosen.groupby(["recipe", "seed", "at"], sort=False)["value"].mean()
     seeds = snapshots.groupby(["recipe", "seed"], sort=False).mean()
@@ -112,7 +112,7 @@ def _estimate(values: np.ndarray) -> dict[str, float]:
 
 
 def dependence(r: float, low: float, high: float, settings: int) -> str:
-    """The sentence of the map about one contrast.
+    """Sentence of the map about one contrast.
 
     >>> dependence(0.62, 0.08, 0.88, 14)
     'rank correlation with the share +0.62 [+0.08, +0.88], 14 settings: rises'

@@ -9,25 +9,25 @@ from nme.grid.specs import ClaimsSpec
 
 
 def overall(claim: pd.DataFrame) -> str:
-    """The verdict of a claim over its recipes: one word if they agree, otherwise which verdict holds where.
+    """The verdict of a claim over its recipes: one word if they agree, otherwise each verdict with its recipes.
 
     Args:
-        claim: the rows of one claim of ``decide``.
+        claim: the rows of one claim from ``decide``.
     """
     first = claim.drop_duplicates("recipe")
     if first["verdict"].nunique() == 1:
         return first["verdict"].iloc[0]
-    # A title names one recipe, or the recipe's own name does.
+    # Use the recipe's own name if several recipes share a title.
     names = first["panel"].where(~first["panel"].duplicated(keep=False), first["recipe"])
     groups = [(v, names[first["verdict"] == v]) for v in ("supported", "not supported", "inconclusive")]
     return "; ".join(f"{verdict} on {' and '.join(where)}" for verdict, where in groups if len(where))
 
 
 def readers_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The table for readers: one row per claim, with a line per contrast and recipe.
+    """The detailed table for readers: one row per claim, with a line per contrast and recipe.
 
     Args:
-        rows: ``decide``'s.
+        rows: from ``decide``.
     """
     found = []
     for number, claim in rows.groupby("claim", sort=False):
@@ -52,10 +52,10 @@ def readers_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The table at a glance: one row per claim, one column per recipe with the effects, 95 % intervals and the verdict.
+    """The summary: one row per claim, one column per recipe with the effects, 95 % intervals and the verdict.
 
     Args:
-        rows: ``decide``'s.
+        rows: from ``decide``.
     """
     recipes = rows.drop_duplicates("recipe")[["recipe", "panel"]]
     found = []
@@ -92,7 +92,7 @@ def _line(row: object) -> str:
 
 
 def note(spec: ClaimsSpec, rows: pd.DataFrame) -> str:
-    """What a reader of the table needs to know: its size, the rule, and what the error rates depend on."""
+    """Note for readers of the table: its size, the rule, and the conditions of the error rates."""
     pairs = rows.drop_duplicates(["claim", "recipe"])
     counts = pairs["verdict"].value_counts()
     smallest = spec.smallest_effect
@@ -111,7 +111,7 @@ CSS = "body{font:14px sans-serif;margin:2em} td,th{padding:.4em .8em;text-align:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table in Markdown."""
+    """Format the table as Markdown."""
     rows = [[text.replace("|", "\\|") for text in row] for row in table.astype(str).to_numpy().tolist()]
     lines = [list(table.columns), ["---"] * len(table.columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,9 +1,9 @@
-"""Tests, intervals and corrections of the rule by which claims are decided; ``nme.claims.verdicts`` states the rule.
+"""Tests, intervals and corrections for the rule that decides claims; ``nme.claims.verdicts`` explains the rule.
 
 Formulas: docs/theory.md, §8.
 
-Nothing here knows a table or a configuration: the functions take arrays with one number per seed. A number is NaN where
-a member of that seed diverged.
+These functions are independent of tables and configurations: they take arrays with one number per seed, NaN if a member
+of the seed diverged.
 """
 
 from functools import cache
@@ -16,18 +16,18 @@ from scipy.stats import fisher_exact, spearmanr
 LEVEL = 0.05
 # Points or percent. Accuracies of real runs differ by multiples of 0.01 points, so a smaller spread is rounding.
 NO_SPREAD = 1e-6
-LEAST_PAIRS = 4  # for a rank correlation: its error is that of n − 3
+LEAST_PAIRS = 4  # for a rank correlation, whose standard error has n − 3 in the denominator
 TWO_SIDED = ("similar", "different")
 
 
 class Diverged(NamedTuple):
-    """In how many seeds a member on each side of a contrast diverged.
+    """Numbers of seeds in which a member on each side of a contrast diverged.
 
     Attributes:
         plus: seeds in which a member of a cell with positive weight diverged.
         minus: the same for cells with negative weight.
-        seeds: seeds that were trained.
-        comparable: True if both sides have the same number of cells, so that the counts may be compared.
+        seeds: number of trained seeds.
+        comparable: True if both sides have the same number of cells, so that their counts can be compared.
     """
 
     plus: int = 0
@@ -45,14 +45,14 @@ def judge(values: np.ndarray, expect: str, smallest: float, diverged: Diverged =
     """Estimate and test one effect by the rule in ``nme.claims.verdicts`` (docs/theory.md, §8.3).
 
     Args:
-        values: the effect per seed, in points or percent; NaN where a member diverged, which leaves the seed out.
+        values: the effect per seed, in points or percent; NaN if a member diverged, which excludes the seed.
         expect: positive, similar, different or not negative.
         smallest: δ, the smallest effect of interest, in the unit of ``values``.
-        diverged: how often members diverged. Where they did, Fisher's exact test of the counts joins the t-test.
+        diverged: counts of diverged members. If they are not 0, Fisher's exact test of the counts joins the t-test.
 
     Returns:
-        effect, low and high (Student's 95 % interval), and p and p_against, the p values for and against what is
-        expected. With fewer than two seeds or without any spread there is no interval (NaN), and accuracies give
+        effect, low and high (Student's 95 % interval), and p and p_against, the p values for and against the
+        expectation. With fewer than two seeds or without any spread there is no interval (NaN), and accuracies give
         p = 1 both ways.
     """
     values = np.asarray(values, dtype=float)
@@ -91,10 +91,10 @@ def _of_values(values: np.ndarray, expect: str, smallest: float) -> tuple[float,
 
 
 def _with_divergence(p: float, against: float, expect: str, diverged: Diverged) -> tuple[float, float]:
-    """The p values of accuracies and of divergence together: twice the smaller one where both may decide.
+    """Combine the p values of accuracies and of divergence: twice the smaller one if both may decide.
 
-    The accuracies of the members that are left decide nothing in favour of the side that diverged more often, and show
-    no similarity where the counts differ significantly. See docs/theory.md, §8.4.
+    The accuracies of the remaining members decide nothing in favour of the side that diverged more often, and show no
+    similarity if the counts differ significantly. See docs/theory.md, §8.4.
     """
     plus, minus, seeds, _ = diverged
     if expect in TWO_SIDED:
@@ -114,7 +114,8 @@ def _with_divergence(p: float, against: float, expect: str, diverged: Diverged) 
 def fisher(plus: int, minus: int, seeds: int, alternative: str) -> float:
     """The p value of Fisher's exact test of ``plus`` of ``seeds`` against ``minus`` of ``seeds``.
 
-    ``alternative`` says what the plus side does: it diverges 'less', 'greater' or 'two-sided' (differently).
+    ``alternative`` refers to the plus side: it diverges 'less' often, more often ('greater') or differently
+    ('two-sided').
 
     >>> round(fisher(0, 5, 5, "less") * 252, 6)
     1.0
@@ -123,9 +124,9 @@ def fisher(plus: int, minus: int, seeds: int, alternative: str) -> float:
 
 
 def interval(values: np.ndarray, tail: float) -> tuple[float, float]:
-    """Student's t interval of the mean of ``values`` with the probability ``tail`` beyond each end.
+    """Student's t interval of the mean of ``values``, with probability ``tail`` beyond each end.
 
-    NaN at both ends if there are fewer than two values or they do not differ.
+    NaN at both ends if there are fewer than two values or all are equal.
     """
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
@@ -142,7 +143,7 @@ def _has_spread(values: np.ndarray) -> bool:
 def trend_weights(number: int) -> np.ndarray:
     """Weights of ``number`` values in rank order whose sum is the fitted change from the first to the last.
 
-    It is the slope of the least-squares line over the ranks, times ``number`` − 1. The weights sum to 0. See
+    The change is the slope of the least-squares line over the ranks, times ``number`` − 1. The weights sum to 0. See
     docs/theory.md, §8.2.
 
     >>> [float(round(w, 3)) for w in trend_weights(4)]
@@ -153,22 +154,21 @@ def trend_weights(number: int) -> np.ndarray:
 
 
 def combine(found: list[dict], over: str) -> tuple[float, float, int]:
-    """The p values of a contrast from those of its effects, and which effect to show (docs/theory.md, §8.5).
+    """Combine the p values of a contrast's effects, and choose the effect to show (docs/theory.md, §8.5).
 
     Args:
-        found: ``judge``'s of each effect.
+        found: results of ``judge`` for each effect.
         over: 'each' needs all effects as expected (intersection-union; against: Bonferroni over them); 'any' needs one
-            (Bonferroni; against: intersection-union). With a single effect both are the same, as are 'mean' and
-            'trend'.
+            (Bonferroni; against: intersection-union). With a single effect, 'each', 'any', 'mean' and 'trend' are the
+            same.
 
     Returns:
-        p, p_against, and the index of the effect that decides: the one with the p value that the smaller of the two
-        comes from.
+        p, p_against, and the index of the deciding effect: the source of the smaller of these two p values.
     """
     p, against = (np.array([effect[key] for effect in found]) for key in ("p", "p_against"))
     if over == "any":
         total, opposed = min(1.0, len(p) * p.min()), against.max()
-        # Where p values are equal, as when none reaches δ, the other direction decides.
+        # If p values are equal, for example because no effect reaches δ, the other direction decides.
         order = np.lexsort((-against, p)) if total <= opposed else np.lexsort((p, -against))
     else:
         total, opposed = p.max(), min(1.0, len(p) * against.min())
@@ -177,12 +177,12 @@ def combine(found: list[dict], over: str) -> tuple[float, float, int]:
 
 
 def combine_contrasts(p: list[float], against: list[float]) -> tuple[float, float]:
-    """The p values for and against a claim: it needs all contrasts; one that fails (Bonferroni) speaks against it."""
+    """The p values for and against a claim: all contrasts must hold; a single failure (Bonferroni) contradicts it."""
     return max(p), min(1.0, len(against) * min(against))
 
 
 def holm(p: list[float]) -> list[float]:
-    """The p values corrected by Holm's step-down method, in the given order (docs/theory.md, §8.6).
+    """Correct p values by Holm's step-down method; they stay in the given order (docs/theory.md, §8.6).
 
     >>> [round(x, 3) for x in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
@@ -198,8 +198,8 @@ def holm(p: list[float]) -> list[float]:
 def verdicts(p: list[float], against: list[float]) -> list[tuple[float, float, str]]:
     """Holm's p value for and against each hypothesis of a family, and its verdict.
 
-    The probability of a wrong 'supported' anywhere is at most 5 %, and that of a wrong 'not supported' is, too; so that
-    of either is at most 10 %.
+    The probability of a wrong 'supported' anywhere is at most 5 %, and so is the probability of a wrong 'not
+    supported'; together at most 10 %.
     """
     found = []
     for supports, opposes in zip(holm(p), holm(against), strict=True):
@@ -212,16 +212,16 @@ def verdicts(p: list[float], against: list[float]) -> list[tuple[float, float, s
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     """Spearman's rank correlation of pairs with its 95 % interval (docs/theory.md, §8.10).
 
-    The interval is Fisher's: atanh(r) has the standard error √((1 + r²/2)/(n − 3)) of Bonett and Wright (2000). It
-    takes the pairs as independent.
+    The interval is Fisher's: atanh(r) has the standard error √((1 + r²/2)/(n − 3)) of Bonett and Wright (2000). The
+    pairs are assumed to be independent.
 
     Args:
         x: one number per pair.
-        y: the same; a pair with a NaN is left out.
+        y: one number per pair; pairs with a NaN are left out.
 
     Returns:
-        The correlation and both ends; all NaN with fewer than ``LEAST_PAIRS`` pairs or if x or y is constant, and the
-        ends also if the ranks agree or are reversed in full, where the error has no estimate.
+        The correlation and both ends. All are NaN with fewer than ``LEAST_PAIRS`` pairs or if x or y is constant. The
+        ends are also NaN if the ranks agree completely or are completely reversed: the error has no estimate then.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     both = ~(np.isnan(x) | np.isnan(y))
@@ -236,17 +236,17 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]
 
 
 def tail_of(family: int, contrasts: int, effects: int, expect: str, diverged: Diverged) -> float:
-    """The share of the 5 % that one effect has for each end of its simultaneous interval (docs/theory.md, §8.7).
+    """One effect's share of the 5 %, for each end of its simultaneous interval (docs/theory.md, §8.7).
 
     The shares of all effects of all claims sum to at most 5 %, so all lower ends hold together with 95 %, and so do all
-    upper ends. A verdict that such an interval shows is also reached by Holm's method.
+    upper ends. Holm's method confirms every verdict that such an interval shows.
 
     Args:
-        family: pairs of a claim and a recipe.
-        contrasts: of the claim.
-        effects: of the contrast.
-        expect: what the contrast is expected to be; two-sided tests halve the share.
-        diverged: a joined test of divergence halves it.
+        family: number of (claim, recipe) pairs.
+        contrasts: number of the claim's contrasts.
+        effects: number of the contrast's effects.
+        expect: the contrast's expectation; two-sided tests halve the share.
+        diverged: counts of diverged members; a test of these counts halves the share.
     """
     halves = (expect in TWO_SIDED) + diverged.tested
     return LEVEL / (family * contrasts * effects * 2**halves)

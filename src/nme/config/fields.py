@@ -1,4 +1,4 @@
-"""Types of the configuration's fields: names of a registry, numbers in one spelling, axes."""
+"""Types of the configuration's fields: registered names, numbers in canonical spelling, axes."""
 
 import re
 from collections.abc import Collection
@@ -25,7 +25,7 @@ class Closed(BaseModel):
 
 
 def registered(registry: Registry) -> AfterValidator:
-    """A name of the registry with its parameters, in its one spelling."""
+    """Type of a registered name with parameters, in canonical spelling."""
 
     def canonical(text: str) -> str:
         return str(registry.parse(text))
@@ -34,7 +34,7 @@ def registered(registry: Registry) -> AfterValidator:
 
 
 def templates(registry: Registry) -> AfterValidator:
-    """As ``registered``; a parameter may be the values of an axis, as in ``beta_gelu-beta={beta}``."""
+    """Same as ``registered``, but a parameter may be an axis, as in ``beta_gelu-beta={beta}``."""
 
     def canonical(text: str) -> str:
         known = str(registry.parse(AXIS_IN_NAME.sub("1", text)))
@@ -44,7 +44,7 @@ def templates(registry: Registry) -> AfterValidator:
 
 
 def coloured(registry: Registry) -> AfterValidator:
-    """As ``registered``, or a name without the parameter it needs: the colour of all of that name."""
+    """Same as ``registered``, but a required parameter may be missing: a colour for all its values."""
 
     def canonical(text: str) -> str:
         return text if text in registry else str(registry.parse(text))
@@ -53,7 +53,7 @@ def coloured(registry: Registry) -> AfterValidator:
 
 
 def as_value_error(check: Any) -> Any:
-    """Pydantic collects ValueErrors and says where they are; ours carry the message."""
+    """Turn an NmeError of ``check`` into a ValueError: pydantic collects these and reports their locations."""
 
     def checked(value: Any) -> Any:
         try:
@@ -65,7 +65,7 @@ def as_value_error(check: Any) -> Any:
 
 
 def one_of(what: str, names: Collection[str]) -> AfterValidator:
-    """One of these names; ``what`` says in the message what they name."""
+    """Type of one of these names; ``what`` is the kind of thing in the message."""
 
     def check(value: str) -> str:
         if value not in names:
@@ -96,7 +96,7 @@ AXIS_IN_NAME = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
 def distinct_methods(methods: Any) -> Any:
-    """Two spellings of one method would silently become one key; unknown ones are found afterwards."""
+    """Check that no method has two spellings, which would silently become one key; unknown names are found later."""
     seen = []
     for name in methods if isinstance(methods, dict) else ():
         try:
@@ -108,7 +108,7 @@ def distinct_methods(methods: Any) -> Any:
 
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-# One spelling per number, so that 0.1, 1e-1 and "0.10" are one cell.
+# Canonical spelling: 0.1, 1e-1 and "0.10" are the same cell.
 Number = Annotated[
     str,
     BeforeValidator(as_value_error(number)),

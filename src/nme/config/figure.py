@@ -1,4 +1,4 @@
-"""A figure, ``config/figures/*.yaml``: what it compares or measures, how it is drawn, or the claims it decides."""
+"""A figure, ``config/figures/*.yaml``: its comparison or measurement and its drawing, or the claims that it decides."""
 
 from typing import Annotated, Literal
 
@@ -32,9 +32,9 @@ DRAWINGS = ("claims", "fig1", "fig6", "map", "mechanism", "spectrum", "traces")
 
 
 class Grid(Closed):
-    """The trainings a figure compares: every combination of its axes.
+    """The trainings that a figure compares: every combination of its axes.
 
-    A number in a name may be an axis of the scale in braces: ``beta_gelu-beta={beta}`` is one activation a value.
+    A number in a name may be an axis of the scale in braces: ``beta_gelu-beta={beta}`` is one activation per value.
     """
 
     panels: Identifier = Field(description="Name of a list of recipes of the scale.")
@@ -47,17 +47,18 @@ class Grid(Closed):
 
 
 class Curves(Closed):
-    """How a grid is drawn: a line of mean accuracies with an interval over seeds against a strength or a parameter."""
+    """The drawing of a grid: lines of mean accuracies, with intervals over seeds, against a strength or a parameter."""
 
     x: str = Field("strength", description="strength, or the activation's parameter along the axis, as in 'beta'.")
-    x_label: str = Field(description="Below the axis: what it is, its symbol and its unit.")
-    lines: Literal["activation", "method"] = Field(description="What a line is, and has its colour.")
+    x_label: str = Field(description="Label of the axis: name, symbol and unit.")
+    lines: Literal["activation", "method"] = Field(description="One line per activation, or per method, in its colour.")
     columns: Literal["recipe", "activation", "split"] = Field(
         "recipe",
-        description="Panels side by side: recipes; or a row a recipe, and a column an activation, or train and test.",
+        description="Panels side by side: recipes; or one row per recipe, with one column per activation, or with"
+        " columns for train and test.",
     )
     groups: list[list[Annotated[str, templates(ACTIVATIONS)]]] = Field(
-        [], description="Instead of columns: a row a recipe, and a column each of these groups of activations."
+        [], description="Instead of columns: one row per recipe, and one column per group of activations."
     )
 
     @model_validator(mode="after")
@@ -68,11 +69,11 @@ class Curves(Closed):
 
 
 class Measured(Closed):
-    """What is measured on the networks of a grid while they train."""
+    """Quantities measured on the networks of a grid during training."""
 
-    at: Identifier = Field(description="Name of an axis: when, as fractions of the training, 0 to 1.")
+    at: Identifier = Field(description="Name of an axis with the times, as fractions of the training, 0 to 1.")
     quantities: Annotated[list[Annotated[str, one_of("quantity", QUANTITIES)]], Field(min_length=1), Names] = Field(
-        description="What is measured; src/nme/quantities.py describes each."
+        description="Measured quantities; src/nme/quantities.py describes each."
     )
 
 
@@ -84,32 +85,32 @@ class Landscape(Closed):
         description="Inputs, then hidden units."
     )
     points: Annotated[int, Field(ge=3)] = Field(description="Grid points along each of the two weights.")
-    half_width: PositiveFloat = Field(description="Both weights run over ± this.")
+    half_width: PositiveFloat = Field(description="Both weights run from − half_width to + half_width.")
     seed: NonNegativeInt = Field(description="Seed of the other weights, the input and the target.")
 
 
 class Contrast(Closed):
     """A difference of test accuracies, in points: the sum of ``plus`` minus the sum of ``minus``.
 
-    A term is ``activation/method/axis``: a cell for each strength of that axis; or ``activation/sgd``. A comma
-    separates alternatives, as in ``relu,gelu/sam/rho``: a cell for each. ``sgd,grad_norm`` puts plain SGD first.
+    A term is ``activation/method/axis``, with one cell per strength on the axis, or ``activation/sgd``. A comma
+    separates alternatives, as in ``relu,gelu/sam/rho``: one cell for each. ``sgd,grad_norm`` puts plain SGD first.
     """
 
-    name: str = Field(description="What the difference is, for the table.")
-    figure: Identifier | None = Field(None, description="Whose trainings, if not the claim's figure's.")
+    name: str = Field(description="Description of the difference, for the table.")
+    figure: Identifier | None = Field(None, description="Figure with the trainings; null: the claim's figure.")
     trace: Operator | None = Field(
-        None, description="Instead of accuracies: its trace at the end, in percent of tr G + |tr N|, where measured."
+        None, description="Compare this operator's trace at the end, in percent of tr G + |tr N|, not accuracies."
     )
     plus: list[str] = Field([], description="Terms that are added.")
     minus: list[str] = Field([], description="Terms that are subtracted.")
     expect: Literal["positive", "similar", "different", "not negative"] = Field(
-        description="What the claim says of it."
+        description="Expected sign or size, according to the claim."
     )
     over: Literal["mean", "each", "any", "trend"] | None = Field(
         None,
-        description="How the cells of its terms enter. mean: averaged. each: all cells, each by itself, are as"
-        " expected. any: one cell is. trend: the fitted change from the first to the last strength or β. null: mean;"
-        " each if similar or different is expected.",
+        description="Use of the terms' cells. mean: average them. each: every single cell must be as expected. any: at"
+        " least one cell must be. trend: fit the change from the first to the last strength or β. null: mean; each if"
+        " similar or different is expected.",
     )
 
     @model_validator(mode="after")
@@ -126,23 +127,23 @@ class Contrast(Closed):
 
 
 class SmallestEffect(Closed):
-    """Smallest effects of interest, δ: smaller ones do not count as a difference."""
+    """Smallest effects of interest, δ: smaller effects do not count as a difference."""
 
     points: PositiveFloat = Field(1.0, description="Of accuracies, in points.")
     percent: PositiveFloat = Field(5.0, description="Of traces, in percent of tr G + |tr N|.")
 
 
 class Claim(Closed):
-    """One claim of the paper; it holds on a recipe if all its contrasts are as expected there."""
+    """One claim of the paper; a claim holds on a recipe if all its contrasts there are as expected."""
 
-    number: Count = Field(description="Its number in the paper's list.")
-    says: str = Field(description="The claim, in a sentence.")
-    figure: Identifier = Field(description="The figure whose trainings bear on it.")
-    contrasts: Annotated[list[Contrast], Field(min_length=1)] = Field(description="The differences it is about.")
+    number: Count = Field(description="Number of the claim in the paper's list.")
+    says: str = Field(description="The claim, in one sentence.")
+    figure: Identifier = Field(description="Figure with the trainings that test the claim.")
+    contrasts: Annotated[list[Contrast], Field(min_length=1)] = Field(description="Differences in the claim.")
 
 
 class Claims(Closed):
-    """The claims, and what counts as a difference."""
+    """The claims, and the smallest effects that count as a difference."""
 
     smallest_effect: SmallestEffect = Field(SmallestEffect(), description="Smallest effects of interest.")
     list: Annotated[list[Claim], Field(min_length=1, description="The claims, in the order of the table.")]
@@ -151,11 +152,11 @@ class Claims(Closed):
 class Map(Closed):
     """Effects of claims over the recipes of a scale, against the share of the NME in the penalty's update.
 
-    A setting of the map is a recipe that the figures of its claims and the figure of its shares have in common.
+    A setting of the map is a recipe in both the figures of its claims and the figure of its shares.
     """
 
     claims: Annotated[list[Count], Field(min_length=1), Names] = Field(
-        description="Numbers of claims about accuracies; a panel per contrast."
+        description="Numbers of claims about accuracies; one panel per contrast."
     )
     shares: Identifier = Field(description="The figure that measures update_shares of plain SGD.")
     activation: Annotated[str, registered(ACTIVATIONS)] = Field(
@@ -164,7 +165,7 @@ class Map(Closed):
 
 
 class Figure(Closed):
-    """One figure: what it compares, how it is drawn and captioned.
+    """One figure: its data, drawing and caption.
 
     Without ``curves`` the drawing is ``src/nme/figures/drawings/<name>.py``.
     """
@@ -173,11 +174,11 @@ class Figure(Closed):
         description="A figure of the paper, one of ours, or the claims."
     )
     title: str = Field(description="A short title, for the report.")
-    caption: str = Field(description="What the figure shows and the claim it bears on, for the report.")
-    grid: Grid | None = Field(None, description="Trainings it is made of.")
-    curves: Curves | None = Field(None, description="How the accuracies of the grid are drawn.")
-    measure: Measured | None = Field(None, description="What is measured on the grid's networks.")
-    landscape: Landscape | None = Field(None, description="An exact landscape it is made of.")
+    caption: str = Field(description="Content of the figure and the claim that it tests, for the report.")
+    grid: Grid | None = Field(None, description="Trainings that the figure compares.")
+    curves: Curves | None = Field(None, description="Drawing of the grid's accuracies.")
+    measure: Measured | None = Field(None, description="Measurement on the grid's networks.")
+    landscape: Landscape | None = Field(None, description="Exact landscape that the figure shows.")
     claims: Claims | None = Field(None, description="Claims about the other figures' trainings.")
     map: Map | None = Field(None, description="Effects of claims over recipes, against shares of the NME.")
 

@@ -1,4 +1,4 @@
-"""One line for each mistake in a configuration: where it is, the key, the value and what is allowed."""
+"""One line for each mistake in a configuration: the file, the key, the value and the allowed values."""
 
 from typing import Any, TypeVar
 
@@ -14,10 +14,10 @@ Section = TypeVar("Section", bound=BaseModel)
 
 
 def check(model: type[Section], values: Any, where: str) -> Section:
-    """The validated section.
+    """Validate a section.
 
     Raises:
-        NmeError: one line per mistake: where it is, the key, the value and what is allowed.
+        NmeError: one line per mistake: the file, the key, the value and the allowed values.
     """
     try:
         return model.model_validate(values)
@@ -27,7 +27,7 @@ def check(model: type[Section], values: Any, where: str) -> Section:
 
 
 def _explain(model: type[BaseModel], error: Any) -> str:
-    # Names of discriminated models stand in the location between a key and its own keys; a reader knows no such level.
+    # Pydantic inserts the name of a discriminated model into the location; the file has no such level.
     path = [p for i, p in enumerate(error["loc"]) if not (i and error["loc"][i - 1] == "model" and p in MODELS)]
     key = ".".join(str(p) for p in path if p != "[key]")
     if error["type"] == "extra_forbidden":
@@ -52,7 +52,7 @@ def _explain(model: type[BaseModel], error: Any) -> str:
 
 
 def _keys(model: Any, path: tuple) -> list[str]:
-    """The keys allowed at ``path`` below ``model``: pydantic's own schema tells."""
+    """Keys allowed at ``path`` below ``model``, from pydantic's own schema."""
     schema = model.model_json_schema()
     node = schema
     for part in path:
@@ -69,7 +69,7 @@ def _keys(model: Any, path: tuple) -> list[str]:
 
 
 def _resolve(schema: dict, node: Any) -> dict:
-    """Follow references, and of an optional section take the section."""
+    """Follow references; for an optional section, take the section."""
     while isinstance(node, dict):
         if "$ref" in node:
             node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]

@@ -26,15 +26,15 @@ from nme.registry import Registry
 class Config(Closed):
     """The user's page, config/config.yaml."""
 
-    scale: str = Field(description="Which file of config/scales: how large everything is.")
+    scale: str = Field(description="Name of a file in config/scales, which sets the size of everything.")
     data_dir: str | None = Field(None, description="Folder with image sets you already have; null: download them.")
     device: Literal["cpu", "cuda", "auto"] = Field(
-        "cpu", description="Where to train. auto: a GPU if there is one, else the CPU."
+        "cpu", description="Device that trains. auto: a GPU if there is one, otherwise the CPU."
     )
     seeds: Count | None = Field(
         None,
-        description="Members per cell, instead of the scale's number; in multiples of seeds_per_job, more of"
-        " them train only new members.",
+        description="Members per cell, instead of the scale's number; an increase by multiples of seeds_per_job trains"
+        " only new members.",
     )
 
 
@@ -42,7 +42,7 @@ Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 
 
 class Style(Closed):
-    """One colour for the same thing on every figure."""
+    """The colour of each thing, the same on every figure."""
 
     activation: dict[Annotated[str, coloured(ACTIVATIONS)], Colour] = Field(
         description="Colour of each activation, as #rrggbb."
@@ -65,7 +65,7 @@ class Project(Closed):
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
+    """Read a YAML file.
 
     Raises:
         NmeError: the file is missing or is not YAML; the message names the line.
@@ -79,7 +79,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def load_project(values: dict[str, Any], folder: Path | str = "config") -> Project:
-    """Everything that is configured, checked.
+    """Load the whole configuration and check it.
 
     Args:
         values: the content of config.yaml, possibly with changes from a command line.
@@ -104,7 +104,7 @@ def load_project(values: dict[str, Any], folder: Path | str = "config") -> Proje
         figure = figures[path.stem] = check(Figure, read_yaml(path), str(path))
         if not figure.curves and path.stem not in DRAWINGS:
             known = unknown("figure", path.stem, DRAWINGS)
-            raise NmeError(f"{path}: {known}: src/nme/figures has no such drawing, and there is no 'curves'")
+            raise NmeError(f"{path}: {known}: src/nme/figures has no drawing of this name, and 'curves' is missing")
         if figure.grid:
             _check_names(figure, scale, str(path), config.scale)
     path = folder / "style.yaml"
@@ -112,7 +112,7 @@ def load_project(values: dict[str, Any], folder: Path | str = "config") -> Proje
 
 
 def _check_names(figure: Figure, scale: Scale, path: str, name: str) -> None:
-    """The lists and axes that a grid names are those of the scale."""
+    """Check that the scale has the lists and axes that a grid names."""
     grid = figure.grid
     if grid.panels not in scale.panels:
         known = unknown(f"list of panels of scale '{name}'", grid.panels, scale.panels)
@@ -120,8 +120,8 @@ def _check_names(figure: Figure, scale: Scale, path: str, name: str) -> None:
     axes = {"grid.activation": AXIS_IN_NAME.findall(" ".join(grid.activation))}
     axes["grid.method"] = [*AXIS_IN_NAME.findall(" ".join(grid.method)), *grid.method.values()]
     axes["measure.at"] = [figure.measure.at] if figure.measure else []
-    for key, wanted in axes.items():
-        for axis in wanted:
+    for key, needed in axes.items():
+        for axis in needed:
             if axis not in scale.axes:
                 known = unknown(f"axis of scale '{name}'", axis, scale.axes)
                 raise NmeError(f"{path}: {key}: {known}")

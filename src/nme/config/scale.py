@@ -1,4 +1,4 @@
-"""A scale, ``config/scales/*.yaml``: its datasets, recipes, panels and axes, and how curvature is measured."""
+"""A scale, ``config/scales/*.yaml``: its datasets, recipes, panels and axes, and the measurement of curvature."""
 
 from typing import Annotated, Literal, Union
 
@@ -11,27 +11,27 @@ from pydantic import (
 
 from nme.config.fields import Axis, Closed, Identifier, Names, one_of
 from nme.datasets import DATASETS
-from nme.datasets.base import Dataset as DatasetKind
+from nme.datasets.base import Dataset
 from nme.errors import unknown
 from nme.models import MODELS
 from nme.models.settings import Count
 
 
-class Dataset(Closed):
-    """Which part of a dataset a scale uses, and how its labels are changed."""
+class DatasetSettings(Closed):
+    """The part of a dataset that a scale uses, and the noise of its labels."""
 
     source: Annotated[str, one_of("dataset", DATASETS)] | None = Field(
-        None, description="The dataset that it is taken from; null: that of its own name."
+        None, description="Name of the underlying dataset; null: its own name."
     )
     train: Count | None = Field(None, description="Training examples, class-balanced; null: all.")
     test: Count | None = Field(None, description="Test examples, class-balanced; null: all.")
     label_noise: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
-        description="Probability that a training label is replaced by one drawn uniformly from all classes, by a fixed"
-        " seed; test labels stay as they are. Datasets in memory only.",
+        description="Probability that a training label is replaced by a label drawn uniformly from all classes, with a"
+        " fixed seed; test labels are not changed. Datasets in memory only.",
     )
     short_side: Count | None = Field(
-        None, description="Streamed datasets: px; larger images are stored with their shorter side reduced to it."
+        None, description="Streamed datasets: shorter side of stored images, px; smaller images keep their size."
     )
     quality: Annotated[int, Field(ge=1, le=95)] | None = Field(
         None, description="Streamed datasets: quality of the stored JPEGs, 1 to 95."
@@ -42,44 +42,42 @@ ModelSpec = Annotated[Union[tuple(MODELS.values())], Field(discriminator="name")
 
 
 class Training(Closed):
-    """How one network is trained; everything but the activation, the method, its strength and the seed."""
+    """The training of one network: everything except the activation, the method, its strength and the seed."""
 
     dataset: Identifier = Field(description="A dataset of this scale.")
     model: ModelSpec = Field(description="The network and its sizes.")
-    resolution: Count | None = Field(
-        None, description="Streamed datasets: px; side of the square that the network sees of an image."
-    )
+    resolution: Count | None = Field(None, description="Streamed datasets: side of the network's square input, px.")
     augment: Literal["none", "crop_flip", "resized_crop_flip"] = Field(
         "none",
         description="crop_flip: random crop after padding by 1/8 of the side, and random horizontal flip."
         " resized_crop_flip (streamed datasets): 8 to 100 % of the area, resized, and random horizontal flip.",
     )
     epochs: Count = Field(description="Passes over the training data.")
-    test_epochs: Count = Field(1, description="Epochs from one test to the next; the last epoch always ends with one.")
+    test_epochs: Count = Field(1, description="Epochs from one test to the next; the last epoch always has a test.")
     batch_size: Count = Field(
-        description="Examples per step; the last incomplete batch of an epoch is left out. SAM and the penalties take"
-        " their gradient over all of them (m = batch_size)."
+        description="Examples per step; the last incomplete batch of an epoch is left out. SAM and the penalties use"
+        " the gradient over the whole batch (m = batch_size)."
     )
     micro_batch: Count | None = Field(
         None,
         description="Most examples computed at once: a gradient is the mean over parts of this size, each with its own"
-        " statistics of batch norm; null: all of them.",
+        " batch-norm statistics; null: the whole batch.",
     )
     processes: Count = Field(
-        1, description="Processes that share a training, each with a GPU of its own; they need a micro_batch."
+        1, description="Processes that share a training, each with its own GPU; they need a micro_batch."
     )
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32",
-        description="Of forward passes: tf32 is float32 with short products on a GPU, bf16 automatic mixed precision;"
-        " parameters, gradients, norms and updates are float32.",
+        description="Precision of forward passes: tf32 is float32 with TF32 products on a GPU, bf16 is automatic mixed"
+        " precision; parameters, gradients, norms and updates are float32.",
     )
-    channels_last: bool = Field(False, description="Memory order of images; often faster, above all on GPUs.")
-    compile: bool = Field(False, description="Compile the step (torch.compile): faster, and slower to start.")
+    channels_last: bool = Field(False, description="Memory order of images; often faster, especially on GPUs.")
+    compile: bool = Field(False, description="Compile the step (torch.compile): faster steps, slower start.")
     learning_rate: PositiveFloat = Field(description="Peak learning rate; cosine schedule to 0.")
     warmup_epochs: NonNegativeFloat = Field(0.0, description="Epochs of linear warm-up before the cosine.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
     weight_decay: NonNegativeFloat = Field(0.0, description="Weight decay, acting on the update, outside the loss.")
-    threads: Count = Field(1, description="CPU threads of a job. Metrics depend on it, so it is fixed here.")
+    threads: Count = Field(1, description="CPU threads of a job; fixed here because metrics depend on it.")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Training":
@@ -103,9 +101,9 @@ class Training(Closed):
 class Recipe(Training):
     """How one network is trained, its title, and how its jobs run, which metrics do not depend on."""
 
-    title: str = Field("", description="As written above a panel of a figure; empty: the recipe's name.")
+    title: str = Field("", description="Title of a panel of a figure; empty: the recipe's name.")
     seeds_per_job: Count = Field(
-        1, description="How many seeds one process trains, one after the other. Metrics do not depend on it."
+        1, description="Number of seeds that one process trains, one after the other. Metrics do not depend on it."
     )
     memory_mb: Count = Field(2000, description="Memory to ask a cluster for, in MB; grows with each attempt.")
     runtime_minutes: Count = Field(30, description="Time limit to ask a cluster for; grows with each attempt.")
@@ -116,29 +114,33 @@ class Recipe(Training):
 
 
 class Measurement(Closed):
-    """How curvature is measured, the same for all figures."""
+    """Settings for the measurement of curvature, the same for all figures."""
 
-    examples: Count = Field(500, description="Training examples it is measured on, class-balanced.")
-    micro_batch: Count | None = Field(None, description="Most examples at once, for memory; null: all. Up to rounding.")
-    probes: Count = Field(16, description="Random probes of traces and norms.")
-    spectrum_probes: Count = Field(2, description="Random start vectors of Lanczos.")
-    lanczos_steps: Count = Field(30, description="Steps of Lanczos from each of them.")
+    examples: Count = Field(500, description="Training examples for the measurement, class-balanced.")
+    micro_batch: Count | None = Field(
+        None, description="Most examples at once, to save memory; null: all. Changes results only by rounding."
+    )
+    probes: Count = Field(16, description="Random probes for traces and norms.")
+    spectrum_probes: Count = Field(2, description="Random start vectors for Lanczos.")
+    lanczos_steps: Count = Field(30, description="Lanczos steps from each start vector.")
     update_batches: Count = Field(
-        8, description="Training batches, of the recipe's size, on which shares of the penalty's update are measured."
+        8, description="Training batches, of the recipe's size, for measuring shares of the penalty's update."
     )
 
 
 class Scale(Closed):
-    """How large everything is: which recipes, how many seeds, which values on each axis."""
+    """The size of everything: the recipes, the number of seeds, the values on each axis."""
 
     seeds: Count = Field(description="Members per cell: seeds 0 to seeds − 1.")
-    datasets: dict[Identifier, Dataset] = Field(description="Datasets by name, and how much of each.")
+    datasets: dict[Identifier, DatasetSettings] = Field(
+        description="Datasets by name, and the part of each that is used."
+    )
     recipes: dict[Identifier, Recipe] = Field(min_length=1, description="Recipes by name.")
     panels: dict[Identifier, Annotated[list[str], Field(min_length=1), Names]] = Field(
-        description="Lists of recipes by name: a figure names one, and shows a panel a recipe."
+        description="Lists of recipes by name; a figure names one list and shows one panel per recipe."
     )
     axes: dict[Identifier, Axis] = Field(description="Values of strengths and parameters, by name.")
-    measurement: Measurement = Field(Measurement(), description="How curvature is measured.")
+    measurement: Measurement = Field(Measurement(), description="Settings for the measurement of curvature.")
 
     @model_validator(mode="after")
     def _datasets_are_known(self) -> "Scale":
@@ -190,11 +192,11 @@ class Scale(Closed):
                 f"{where}: channels_last is true, but '{recipe.dataset}' has inputs {shape} (allowed: false)"
             )
 
-    def dataset_kind(self, name: str) -> type[DatasetKind]:
-        """The class of one of the scale's datasets."""
+    def dataset_kind(self, name: str) -> type[Dataset]:
+        """Class of one of the scale's datasets."""
         return DATASETS[self.datasets[name].source or name]
 
     def input_shape(self, recipe: Recipe) -> tuple[int, ...]:
-        """Of one input as the recipe's network sees it, channels first."""
+        """Shape of one input of the recipe's network, channels first."""
         kind, side = self.dataset_kind(recipe.dataset), recipe.resolution
         return (*kind.shape, side, side) if kind.streamed and side else tuple(kind.shape)

@@ -1,1 +1,1 @@
-"""Prepared files, written and read."""
+"""Prepared files: writing, reading, batches and augmentation."""

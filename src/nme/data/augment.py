@@ -1,8 +1,8 @@
-"""Crops of images of different sizes, resized to one square, flipped: for a whole batch at once, on its device.
+"""Crops of images of different sizes, resized to one square and flipped, for a whole batch at once on its device.
 
-Bilinear without antialiasing, as torchvision's ``resized_crop(..., antialias=False)``: a crop that is larger than the
-square is sampled, not averaged. torchvision's default, which averages, is smoother for images much larger than the
-square; shards keep images about as large as it (``short_side``), where the two are alike.
+Bilinear without antialiasing, like torchvision's ``resized_crop(..., antialias=False)``: a crop larger than the square
+is sampled, not averaged. torchvision's default averages, which is smoother for images much larger than the square.
+Shards store images about as large as the square (``short_side``); for these sizes both methods give similar results.
 """
 
 import math
@@ -15,24 +15,24 @@ from torch.nn.functional import embedding_bag
 TRIES = 10
 SCALE = (0.08, 1.0)  # part of the image's area
 RATIO = (3 / 4, 4 / 3)  # width over height
-CENTRE = 0.875  # of the shorter side; what Resize(256) and CenterCrop(224) leave of it
-DRAWS = 4 * TRIES + 1  # numbers that the choices for one image take
-TOGETHER = 4  # images whose intermediate results fit into a processor's cache
+CENTRE = 0.875  # part of the shorter side, equivalent to Resize(256) and CenterCrop(224)
+DRAWS = 4 * TRIES + 1  # random numbers per image
+TOGETHER = 4  # number of images whose intermediate results fit into a processor's cache
 
 
 def random_boxes(sizes: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip``, from given numbers.
+    """Torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip``, from given random numbers.
 
-    The first of ten tries that fits into the image: a part of its area, uniform between 8 and 100 %, of a ratio of
-    width to height between 3/4 and 4/3, uniform in the logarithm, anywhere. If none fits, the largest central part
-    with such a ratio.
+    A try is a box with 8 to 100 % of the image's area (uniform) and a ratio of width to height between 3/4 and 4/3
+    (uniform in the logarithm), at a uniform position. The first of ten tries that fits into the image is used. If none
+    fits, the largest central box with such a ratio is used.
 
     Args:
         sizes: (B, 2): heights and widths.
         draws: (B, DRAWS), uniform between 0 and 1.
 
     Returns:
-        Boxes (B, 4): top, left, height and width, whole numbers in float64; and which images to flip, (B,).
+        Boxes (B, 4): top, left, height and width, whole numbers in float64; and a mask of the images to flip, (B,).
     """
     height, width = sizes.double().unbind(1)
     area, ratio, y, x = draws[:, :-1].view(-1, TRIES, 4).double().unbind(2)
@@ -50,18 +50,18 @@ def random_boxes(sizes: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def central_boxes(sizes: Tensor) -> Tensor:
-    """The central square of each image, its side ``CENTRE`` of the shorter one: (B, 4) as ``random_boxes``."""
+    """Central square of each image, with a side of ``CENTRE`` times the shorter one: (B, 4) like ``random_boxes``."""
     sizes = sizes.double()
-    side = (CENTRE * sizes.amin(1)).clamp(min=1)  # of an image one pixel wide, that pixel
+    side = (CENTRE * sizes.amin(1)).clamp(min=1)  # at least one pixel
     return torch.stack([(sizes[:, 0] - side) / 2, (sizes[:, 1] - side) / 2, side, side], 1)
 
 
 def resized_crops(images: Tensor, boxes: Tensor, flip: Tensor, resolution: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Each image's box, resized to a square, flipped or not, standardised.
+    """Crop each image's box, resize it to a square, flip it if asked to, and standardise it.
 
     Args:
         images: (B, C, H, W), uint8; fastest in the memory order (B, W, C, H).
-        boxes: (B, 4): top, left, height and width in px; they may be fractions.
+        boxes: (B, 4): top, left, height and width in px; fractions are allowed.
         flip: (B,), bool: mirror left and right.
         resolution: side of the square, px.
         mean: (C, 1, 1).
@@ -78,19 +78,19 @@ def resized_crops(images: Tensor, boxes: Tensor, flip: Tensor, resolution: int, 
     size = TOGETHER if images.device.type == "cpu" else len(images)
     parts = (tensor.split(size) for tensor in (images, rows, columns, out))
     for some, at_rows, at_columns, result in zip(*parts, strict=True):
-        # Interpolated between whole columns, then between whole rows, so that memory is read as it lies.
-        narrow = _interpolated(some.permute(0, 3, 1, 2).float(), at_columns)
-        small = _interpolated(narrow.permute(0, 3, 2, 1).contiguous(), at_rows)
+        # Interpolate between whole columns, then between whole rows, so that memory is read contiguously.
+        narrow = _interpolate(some.permute(0, 3, 1, 2).float(), at_columns)
+        small = _interpolate(narrow.permute(0, 3, 2, 1).contiguous(), at_rows)
         torch.sub(small.permute(0, 2, 1, 3), mean, out=result).div_(std)
     return out
 
 
 def _positions(first: Tensor, size: Tensor, centres: Tensor) -> Tensor:
-    """Where the pixels lie on the image's axis, (B, resolution): no further out than the centres of the box's own."""
+    """Positions of the pixels on the image's axis, (B, resolution), clipped to the centres of the box's own pixels."""
     return torch.minimum(torch.maximum(first + size * centres - 0.5, first), first + size - 1)
 
 
-def _interpolated(table: Tensor, at: Tensor) -> Tensor:
+def _interpolate(table: Tensor, at: Tensor) -> Tensor:
     """Linear interpolation along the second axis: (B, N, ...) at positions (B, M) between 0 and N − 1: (B, M, ...)."""
     n = table.shape[1]
     low = at.floor()
@@ -106,12 +106,12 @@ def _interpolated(table: Tensor, at: Tensor) -> Tensor:
 
 
 def crop_and_flip(images: Tensor, stream: torch.Generator, of: tuple[int, int] | None = None) -> Tensor:
-    """Random crop after padding with zeros by 1/8 of the side, and random horizontal flip, image by image.
+    """Random crop after padding with zeros by 1/8 of the side, and random horizontal flip, for each image.
 
     Args:
         images: (B, C, H, W), any dtype.
-        stream: on the CPU; the choices do not depend on the device.
-        of: as in ``Data.augmented``.
+        stream: random stream on the CPU, so that choices do not depend on the device.
+        of: see ``Data.augmented``.
     """
     n, channels, height, width = images.shape
     total, first = of or (n, 0)

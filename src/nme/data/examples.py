@@ -1,4 +1,4 @@
-"""Examples as they were prepared, and what splits in memory and on disk share."""
+"""Prepared examples, and the base class of splits in memory and on disk."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from nme.derivatives.batch import Batch
 
 
 class Examples(NamedTuple):
-    """Some examples as they were prepared, on the device.
+    """Some prepared examples on the device, before augmentation.
 
     Attributes:
         inputs: (b, *shape), uint8 for images, float32 for signals.
         labels: (b,), int64.
-        sizes: (b, 2), height and width where images differ in size and ``inputs`` pads them; else None.
+        sizes: (b, 2), heights and widths if images differ in size and ``inputs`` pads them; otherwise None.
     """
 
     inputs: Tensor
@@ -24,10 +24,10 @@ class Examples(NamedTuple):
 
 
 class InOrder:
-    """What splits in memory (``Data``) and on disk (``streamed.Streamed``) share."""
+    """Base class of splits in memory (``Data``) and on disk (``streamed.Streamed``)."""
 
     def in_order(self, size: int, share: range | None = None) -> Iterator[Batch]:
-        """All examples, or those in ``share``, once, in their order, ``size`` at a time; for evaluation."""
+        """Yield all examples, or only the range ``share``, once, in order, in batches of ``size``; for evaluation."""
         share = range(len(self.labels)) if share is None else share
         chosen = torch.arange(share.start, share.stop)
         for examples in self.fetch([some for some in chosen.split(size) if len(some)]):

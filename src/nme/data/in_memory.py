@@ -1,4 +1,4 @@
-"""A split in the memory of the training device: the order of an epoch, standardising and augmenting in batches."""
+"""A split in the memory of the training device: order of an epoch, standardisation and augmentation in batches."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Data(InOrder):
     Attributes:
         inputs: (n, *shape), uint8 for images, float32 for signals.
         labels: (n,), int64.
-        mean: per channel, shape (channels, 1, ...), of the training split.
-        std: likewise.
+        mean: mean of the training split per channel, shape (channels, 1, ...).
+        std: standard deviation, likewise.
     """
 
     inputs: Tensor
@@ -29,15 +29,15 @@ class Data(InOrder):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one input, as the network sees it."""
+        """Shape of one input of the network."""
         return tuple(self.inputs.shape[1:])
 
     def order(self, stream: torch.Generator) -> Tensor:
-        """The order of an epoch: a permutation of 0 … n − 1, on the CPU."""
+        """Order of an epoch: a permutation of 0 … n − 1, on the CPU."""
         return torch.randperm(len(self.labels), generator=stream)
 
     def fetch(self, indices: Iterable[Tensor]) -> Iterator[Examples]:
-        """The examples of each of these batches, one batch after the other."""
+        """Yield the examples of each batch in turn."""
         for chosen in indices:
             chosen = chosen.to(self.labels.device)
             yield Examples(self.inputs.index_select(0, chosen), self.labels.index_select(0, chosen))
@@ -45,14 +45,14 @@ class Data(InOrder):
     def augmented(
         self, examples: Examples, augment: str, stream: torch.Generator, of: tuple[int, int] | None = None
     ) -> Tensor:
-        """Inputs as the network sees them: augmented and standardised, float32, (b, *shape).
+        """Inputs of the network: augmented and standardised, float32, (b, *shape).
 
         Args:
             examples: from ``fetch``.
-            augment: as in the recipe.
-            stream: of the batch, on the CPU.
-            of: ``(total, first)``: these are the examples from ``first`` on of a batch of ``total``, whose choices are
-                drawn together; None: they are the batch.
+            augment: the recipe's setting.
+            stream: random stream of the batch, on the CPU.
+            of: ``(total, first)``: the examples start at position ``first`` of a batch of ``total``, whose random
+                choices are drawn together; None: the examples are the whole batch.
         """
         inputs = examples.inputs
         if augment == "crop_flip":

@@ -17,40 +17,40 @@ from nme.data.in_memory import Data
 def load(
     manifest: Path, device: torch.device, resolution: int | None = None, workers: int = 0
 ) -> tuple["Data | Streamed", "Data | Streamed", dict]:
-    """The training split, the test split and the manifest of a prepared dataset.
+    """Load the training split, the test split and the manifest of a prepared dataset.
 
     Args:
-        manifest: its path.
-        device: where batches are wanted.
-        resolution: of streamed images, as the network sees them: side of a square, px.
+        manifest: path of the manifest.
+        device: device of the batches.
+        resolution: side of the network's square input, px; for streamed images.
         workers: processes that decode streamed images.
 
     Raises:
-        NmeError: a file is missing or is not what the manifest says.
+        NmeError: a file is missing or differs from the manifest.
     """
     import pyarrow as pa
 
     try:
-        described = json.loads(manifest.read_text(encoding="utf-8"))
+        contents = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise NmeError(f"{manifest}: cannot be read ({error}); prepare the dataset again") from None
-    if "shards" in described:
+        raise NmeError(f"{manifest}: cannot be read ({error}). Prepare the dataset again.") from None
+    if "shards" in contents:
         from nme.data import streamed
 
-        return *streamed.load(manifest, described, device, resolution, workers), described
-    shape = tuple(described["shape"])
+        return *streamed.load(manifest, contents, device, resolution, workers), contents
+    shape = tuple(contents["shape"])
     column = (-1, *(1 for _ in shape[1:]))
-    mean, std = (torch.tensor(described[k], dtype=torch.float32, device=device).view(column) for k in ("mean", "std"))
+    mean, std = (torch.tensor(contents[k], dtype=torch.float32, device=device).view(column) for k in ("mean", "std"))
     splits = []
-    for name, expected in described["splits"].items():
+    for name, expected in contents["splits"].items():
         path = manifest.with_name(DATASET_FILES[name])
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         except (OSError, pa.ArrowInvalid) as error:
-            raise NmeError(f"{path}: cannot be read ({error}); prepare the dataset again") from None
+            raise NmeError(f"{path}: cannot be read ({error}). Prepare the dataset again.") from None
         if sha256(path) != expected["sha256"]:
-            raise NmeError(f"{path}: is not the file that {manifest.name} describes; prepare the dataset again")
-        # By DLPack: to_numpy() imports pandas. The tensors are the memory map, which is only read.
+            raise NmeError(f"{path}: not the file that {manifest.name} describes. Prepare the dataset again.")
+        # DLPack, because to_numpy() imports pandas. The tensors share the memory map, which is never written.
         inputs, labels = torch.from_dlpack(table["input"].flatten()), torch.from_dlpack(table["label"])
         splits.append(Data(inputs.view(-1, *shape).to(device), labels.to(device), mean, std))
-    return splits[0], splits[1], described
+    return splits[0], splits[1], contents

@@ -8,7 +8,7 @@ import numpy as np
 from nme.errors import NmeError
 
 DATASET_FILES = {"train": "train.arrow", "test": "test.arrow", "manifest": "manifest.json"}
-SHARDED_FILES = {"shards": "shards", "manifest": "manifest.json"}  # of streamed datasets
+SHARDED_FILES = {"shards": "shards", "manifest": "manifest.json"}  # for streamed datasets
 
 
 SUBSET_SEED = 0
@@ -16,15 +16,15 @@ LABEL_NOISE_SEED = 1
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file, as in the manifest."""
+    """SHA-256 of a file, for the manifest."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def class_balanced(labels: np.ndarray, size: int | None, classes: int, key: str) -> np.ndarray:
-    """Indices of a class-balanced subset in a fixed random order of its own; None: everything, in its order.
+    """Indices of a class-balanced subset in a fixed random order; size None: everything, in the original order.
 
-    Class sizes differ by at most one. A larger subset contains the smaller ones of every class.
+    Class sizes differ by at most one. In every class, a larger subset contains the smaller ones.
 
     Raises:
         NmeError: a class has too few examples; the message names ``key``.
@@ -41,15 +41,15 @@ def class_balanced(labels: np.ndarray, size: int | None, classes: int, key: str)
 
 
 def with_label_noise(labels: np.ndarray, fraction: float, classes: int) -> np.ndarray:
-    """A fraction of the labels replaced by ones drawn uniformly from all classes, the right one included.
+    """Replace a fraction of the labels by labels drawn uniformly from all classes, including the correct one.
 
-    Which ones, and by what, depends on an example's place in the whole training split only: any subset of it has the
-    same labels, and a larger fraction replaces those of a smaller one too.
+    Both the choice and the new label depend only on the example's position in the whole training split: every subset
+    has the same labels, and a larger fraction also replaces all labels that a smaller one replaces.
 
     Args:
-        labels: of the whole training split, (n,).
-        fraction: 0 to 1; each label is replaced with this probability.
-        classes: how many there are.
+        labels: labels of the whole training split, (n,).
+        fraction: probability of replacing a label, 0 to 1.
+        classes: number of classes.
     """
     random = np.random.Generator(np.random.PCG64(LABEL_NOISE_SEED))
     replaced, drawn = random.random(len(labels)) < fraction, random.integers(classes, size=len(labels))

@@ -1,7 +1,7 @@
-"""Shards: Arrow files of about a thousand JPEG images each, with their labels; written whole or not at all.
+"""Shards: Arrow files of about a thousand JPEG images each, with their labels, written atomically.
 
-Columns: ``jpeg`` (binary, RGB), ``label``, ``height`` and ``width`` (int64; px), in one record batch. What a shard was
-made from, the sums of its pixels, and a checksum of the columns, are in the metadata of its schema.
+Columns: ``jpeg`` (binary, RGB), ``label``, ``height`` and ``width`` (int64; px), in one record batch. The metadata of
+the schema contain the identity of the shard's input, the sums of its pixels, and a checksum of the columns.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from nme.errors import NmeError
 from nme.outputs.files import atomic
 
 LONGEST = 3
-"""Longer side over shorter side, at most: the ends of longer images are cut off, since all of a batch share a canvas.
+"""Largest ratio of longer to shorter side: longer images lose their ends, since all images of a batch share a canvas.
 """
 
 
@@ -26,12 +26,12 @@ class Shard(NamedTuple):
     """A shard to write.
 
     Attributes:
-        path: of the file.
-        folder: where the images are.
-        images: their paths below it, in the order of the rows.
-        labels: numbers of their classes.
-        short_side: of larger images, in px; smaller ones stay as they are.
-        quality: of JPEG, 1 to 95.
+        path: path of the file.
+        folder: folder with the images.
+        images: paths of the images relative to the folder, in the order of the rows.
+        labels: class indices of the images.
+        short_side: shorter side of stored images, px; smaller images keep their size.
+        quality: JPEG quality, 1 to 95.
     """
 
     path: Path
@@ -42,21 +42,21 @@ class Shard(NamedTuple):
     quality: int
 
     def identity(self) -> str:
-        """A hash of what decides the content: settings, and names, sizes and labels of the image files."""
+        """Hash of everything that decides the content: settings, and names, sizes and labels of the image files."""
         sizes = [(self.folder / image).stat().st_size for image in self.images]
         decisive = [self.short_side, self.quality, self.images, sizes, self.labels]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
 class Written(NamedTuple):
-    """A shard that is there.
+    """A complete shard.
 
     Attributes:
-        file: its name.
-        rows: images in it.
-        sha256: of the file.
-        sums: (3, 3): of each channel the number of pixels, their sum, and the sum of their squares.
-        kept: whether an earlier process wrote it.
+        file: name of the file.
+        rows: number of images.
+        sha256: checksum of the file.
+        sums: (3, 3): for each channel, the number of pixels, their sum, and the sum of their squares.
+        kept: True if an earlier process wrote the shard.
     """
 
     file: str
@@ -67,7 +67,7 @@ class Written(NamedTuple):
 
 
 def write_shard(shard: Shard) -> Written:
-    """Write the shard, or keep the one that is there if it is whole and made from the same.
+    """Write the shard, or keep an existing one if it is complete and has the same identity.
 
     Raises:
         NmeError: an image cannot be decoded; the message names the file.
@@ -83,7 +83,7 @@ def write_shard(shard: Shard) -> Written:
 
 
 def _sums_of(path: Path, identity: str) -> list[list[int]] | None:
-    """What the shard's metadata say, if it is there, is whole and has this identity."""
+    """Pixel sums from the metadata of a complete shard with this identity; None if there is none."""
     try:
         with pa.memory_map(str(path)) as file:
             batch = pa.ipc.open_file(file).get_batch(0)
@@ -96,7 +96,7 @@ def _sums_of(path: Path, identity: str) -> list[list[int]] | None:
 
 
 def _content(batch: pa.RecordBatch) -> str:
-    """A checksum of the columns."""
+    """Checksum of the columns."""
     batch.validate(full=True)
     checksum = hashlib.sha256(json.dumps([batch[name].to_pylist() for name in ("label", "height", "width")]).encode())
     for jpeg in batch["jpeg"]:
@@ -108,7 +108,7 @@ def _write(shard: Shard, identity: str) -> list[list[int]]:
     jpegs, heights, widths = [], [], []
     counts = np.zeros((3, 256), dtype=np.int64)
     for name in shard.images:
-        jpeg, image = encoded(shard.folder / name, shard.short_side, shard.quality)
+        jpeg, image = encode(shard.folder / name, shard.short_side, shard.quality)
         jpegs.append(jpeg)
         heights.append(image.height)
         widths.append(image.width)
@@ -133,11 +133,11 @@ def _write(shard: Shard, identity: str) -> list[list[int]]:
     return sums
 
 
-def encoded(path: Path, short_side: int, quality: int) -> tuple[bytes, Image.Image]:
-    """An image as RGB JPEG, and its pixels before that; a file that needs no change is taken as it is.
+def encode(path: Path, short_side: int, quality: int) -> tuple[bytes, Image.Image]:
+    """Encode an image as RGB JPEG, and return its pixels too; the bytes of a file that needs no change are copied.
 
     Raises:
-        NmeError: it cannot be decoded.
+        NmeError: the image cannot be decoded.
     """
     try:
         with Image.open(path) as opened:
@@ -145,7 +145,7 @@ def encoded(path: Path, short_side: int, quality: int) -> tuple[bytes, Image.Ima
             as_it_is = (opened.format, opened.mode) == ("JPEG", "RGB")
     except (OSError, SyntaxError, ValueError) as error:  # PIL raises SyntaxError for some broken files
         raise NmeError(f"{path}: cannot be decoded: {error}") from None
-    changed = shrunk(image, short_side)
+    changed = shrink(image, short_side)
     if as_it_is and changed is image:
         return path.read_bytes(), image
     out = io.BytesIO()
@@ -153,8 +153,8 @@ def encoded(path: Path, short_side: int, quality: int) -> tuple[bytes, Image.Ima
     return out.getvalue(), changed
 
 
-def shrunk(image: Image.Image, short_side: int) -> Image.Image:
-    """The image with its shorter side ``short_side`` if that is smaller, and cut to ``LONGEST``; else itself."""
+def shrink(image: Image.Image, short_side: int) -> Image.Image:
+    """Cut the image to the ratio ``LONGEST``, and reduce its shorter side to ``short_side`` if that is smaller."""
     width, height = image.size
     short = min(width, height)
     if max(width, height) > LONGEST * short:
@@ -164,6 +164,6 @@ def shrunk(image: Image.Image, short_side: int) -> Image.Image:
         width, height = image.size
     if short <= short_side:
         return image
-    # As torchvision's Resize: bilinear, over an area as large as the image shrinks.
+    # Same as torchvision's Resize: bilinear, averaging over an area that grows with the reduction.
     size = width * short_side // short, height * short_side // short
     return image.resize(size, Image.Resampling.BILINEAR)

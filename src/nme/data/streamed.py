@@ -1,7 +1,7 @@
 """A streamed dataset: shards of JPEG images, decoded by worker processes, augmented in batches on the device.
 
-An epoch reads its shards one group after the other, each row once: within a group, rows come in any order. That order
-is a function of a generator, so an epoch goes on in its middle by asking for the rest of its rows.
+An epoch reads its shards one group after the other, each row once; within a group, rows come in random order. The order
+is a function of a generator, so an interrupted epoch continues by asking for its remaining rows.
 """
 
 import os
@@ -27,7 +27,7 @@ from nme.errors import NmeError
 from nme.runtime import processes
 
 BUFFER_SHARDS = 16
-"""Shards whose rows are mixed: at 1,000 images of 30 kB, half a gigabyte that the system should be able to cache."""
+"""Shards whose rows are mixed: with 1,000 images of 30 kB each, half a gigabyte for the system to cache."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Streamed(InOrder):
 
     Attributes:
         shards: files, in the order of the rows.
-        rows: images of each.
+        rows: number of images in each file.
         labels: (n,), int64.
-        mean: per channel, shape (3, 1, 1), of the training split.
-        std: likewise.
-        resolution: side of the square that the network sees, px.
-        workers: processes that decode; 0: this one does.
+        mean: mean of the training split per channel, shape (3, 1, 1).
+        std: standard deviation, likewise.
+        resolution: side of the network's square input, px.
+        workers: processes that decode; 0: this process decodes.
     """
 
     shards: list[Path]
@@ -54,25 +54,25 @@ class Streamed(InOrder):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one input as the network sees it."""
+        """Shape of one input of the network."""
         return (3, self.resolution, self.resolution)
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """The order of an epoch, (n,): the shards in a random order, in groups of ``BUFFER_SHARDS``, each mixed."""
+        """Order of an epoch, (n,): shards in random order; in each group of ``BUFFER_SHARDS``, rows in random order."""
         rows = torch.arange(len(self.labels)).split(self.rows)
         shards = torch.randperm(len(rows), generator=generator).split(BUFFER_SHARDS)
         groups = (torch.cat([rows[shard] for shard in group.tolist()]) for group in shards)
         return torch.cat([group[torch.randperm(len(group), generator=generator)] for group in groups])
 
     def fetch(self, indices: Sequence[Tensor]) -> Iterator[Examples]:
-        """The raw examples of each of these batches in turn, on the device; decoded ahead by the workers."""
+        """Yield the raw examples of each batch in turn, on the device; workers decode ahead."""
         device = self.labels.device
         loader = DataLoader(
             _Decoded(self.shards, self.rows, indices),
             batch_size=None,
             num_workers=self.workers,
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # its draw is of no use, and must not be of the global stream
+            generator=torch.Generator(),  # the loader draws one unused number, never from the global stream
         )
         for batch, (inputs, sizes) in zip(indices, loader, strict=True):
             inputs, sizes = (tensor.to(device, non_blocking=True) for tensor in (inputs, sizes))
@@ -81,14 +81,14 @@ class Streamed(InOrder):
     def augmented(
         self, examples: Examples, augment: str, stream: torch.Generator, of: tuple[int, int] | None = None
     ) -> Tensor:
-        """Standardised inputs (B, 3, resolution, resolution), float32: random or central crops, see ``resized_crop``.
+        """Standardised inputs (B, 3, resolution, resolution), float32: random or central crops, see ``resized_crops``.
 
         Args:
             examples: from ``fetch``.
             augment: ``resized_crop_flip``, or ``none`` for the central crop.
-            stream: on the CPU; the choices do not depend on the device.
-            of: (total, first): the examples are those from ``first`` on of a batch of ``total``, for all of which the
-                choices are drawn, so that processes which share a batch share a stream.
+            stream: random stream on the CPU, so that choices do not depend on the device.
+            of: ``(total, first)``: the examples start at position ``first`` of a batch of ``total``. Random choices are
+                drawn for the whole batch, so that processes which share a batch share a stream.
         """
         n, device = len(examples.labels), examples.inputs.device
         if augment == "resized_crop_flip":
@@ -108,9 +108,10 @@ class Streamed(InOrder):
 
 
 class _Decoded(Dataset):
-    """Of each batch of row numbers the decoded images (B, 3, H, W), uint8, and their heights and widths (B, 2).
+    """Decoded images (B, 3, H, W), uint8, and their heights and widths (B, 2), for each batch of row numbers.
 
-    Images lie in the upper left of what is 0 elsewhere; in memory, (B, W, 3, H), as ``resized_crops`` likes it.
+    Each image is in the upper left corner, padded with 0; the memory order is (B, W, 3, H), the fastest for
+    ``resized_crops``.
     """
 
     def __init__(self, shards: list[Path], rows: list[int], batches: Sequence[Tensor]):
@@ -125,7 +126,7 @@ class _Decoded(Dataset):
         rows = self.batches[number].cpu()
         shards = torch.bucketize(rows, self.ends, right=True)
         rows = rows - torch.cat([torch.zeros(1, dtype=torch.int64), self.ends])[shards]
-        with warnings.catch_warnings():  # the memory maps are read-only, and only read
+        with warnings.catch_warnings():  # the memory maps are read-only, and never written
             warnings.filterwarnings("ignore", message=".*not writable.*")
             images = [self._image(shard, row) for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)]
         sizes = torch.tensor([image.shape[1:] for image in images])
@@ -136,12 +137,12 @@ class _Decoded(Dataset):
         return canvas, sizes
 
     def _image(self, shard: int, row: int) -> Tensor:
-        jpeg = _opened(self.shards[shard])["jpeg"][row].as_buffer()
+        jpeg = _map_shard(self.shards[shard])["jpeg"][row].as_buffer()
         return decode_jpeg(torch.frombuffer(jpeg, dtype=torch.uint8), mode=ImageReadMode.RGB)
 
 
 def _shared(*shape: int) -> Tensor:
-    """Bytes 0 in memory that a worker shares with the main process, so that they are not copied on the way."""
+    """Zeros in memory that a worker shares with the main process, so that no copy is needed."""
     if get_worker_info() is None:
         return torch.zeros(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(prod(shape))
@@ -149,8 +150,8 @@ def _shared(*shape: int) -> Tensor:
 
 
 @lru_cache(maxsize=2 * BUFFER_SHARDS)
-def _opened(path: Path) -> pa.RecordBatch:
-    """The mapped shard; the system is asked to read all of it now, since all of it is wanted soon, in any order."""
+def _map_shard(path: Path) -> pa.RecordBatch:
+    """Map a shard, and ask the system to read all of it now: all rows are needed soon, in random order."""
     with path.open("rb") as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
@@ -158,28 +159,28 @@ def _opened(path: Path) -> pa.RecordBatch:
 
 
 def load(
-    manifest: Path, described: dict, device: torch.device, resolution: int | None, workers: int
+    manifest: Path, contents: dict, device: torch.device, resolution: int | None, workers: int
 ) -> tuple[Streamed, Streamed]:
-    """The training and the test split of a prepared dataset, every shard being read once to be verified.
+    """Load the training and the test split of a prepared dataset; every shard is read once for verification.
 
-    Of several processes each verifies its share of them.
+    If there are several processes, each verifies its share of the shards.
 
     Args:
-        manifest: its path.
-        described: its content.
-        device: where batches are wanted.
-        resolution: side of the square that the network sees, px.
+        manifest: path of the manifest.
+        contents: content of the manifest.
+        device: device of the batches.
+        resolution: side of the network's square input, px.
         workers: processes that decode.
 
     Raises:
-        NmeError: a shard is missing or is not what the manifest says; or ``resolution`` is None.
+        NmeError: a shard is missing or differs from the manifest, or ``resolution`` is None.
     """
     if resolution is None:
-        raise NmeError(f"{manifest}: is of images of any size (resolution must be a number of px)")
-    mean, std = (torch.tensor(described[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
+        raise NmeError(f"{manifest}: holds images of any size, so resolution must be a number of px")
+    mean, std = (torch.tensor(contents[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
     splits = []
     for name in ("train", "test"):
-        folder, shards = manifest.with_name(SHARDED_FILES["shards"]), described["shards"][name]
+        folder, shards = manifest.with_name(SHARDED_FILES["shards"]), contents["shards"][name]
         paths = [folder / shard["file"] for shard in shards]
         with ThreadPoolExecutor(max(1, workers)) as pool:
             mine = processes.share(len(shards))
@@ -191,12 +192,12 @@ def load(
 
 
 def _verified_labels(path: Path, expected: str | None) -> Tensor:
-    """The shard's labels; without a checksum it is not verified."""
+    """Read the shard's labels, and verify the shard if a checksum is given."""
     try:
         found = sha256(path) if expected else None
         labels = torch.tensor(pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)["label"].to_numpy())
     except (OSError, pa.ArrowInvalid) as error:
-        raise NmeError(f"{path}: cannot be read ({error}); prepare the dataset again") from None
+        raise NmeError(f"{path}: cannot be read ({error}). Prepare the dataset again.") from None
     if found != expected:
-        raise NmeError(f"{path}: is not the file that the manifest describes; prepare the dataset again")
+        raise NmeError(f"{path}: not the file that the manifest describes. Prepare the dataset again.")
     return labels

@@ -1,4 +1,4 @@
-"""Random batches of the training data, as training has them, for measurement."""
+"""Random batches of the training data, in the form that training uses, for measurement."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nme.data.in_memory import Data
-from nme.derivatives.batch import Batch, Split
+from nme.derivatives.batch import Batch, Division
 from nme.errors import NmeError
 from nme.runtime.random_streams import stream
 
@@ -16,16 +16,16 @@ from nme.runtime.random_streams import stream
 class TrainingBatches(NamedTuple):
     """Random whole batches of the training data, augmented and cut into parts as in training.
 
-    A function of the data, the recipe and the seed: each iteration gives the same batches. They are those of an epoch
-    in a random order, and of further epochs if one has too few.
+    A function of the data, the recipe and the seed: each iteration gives the same batches. They are the first batches
+    of an epoch in random order, continued with further epochs if one has too few.
 
     Attributes:
         data: the training split (``in_memory.Data`` or ``streamed.Streamed``).
-        batch_size: examples of a batch.
-        micro_batch: examples of a part of it; None: it is one part.
-        augment: as in a recipe.
-        seed: chooses the batches; the same ones for every activation.
-        number: how many.
+        batch_size: examples per batch.
+        micro_batch: examples per part of a batch; None: a single part.
+        augment: the recipe's setting.
+        seed: decides the batches, which are the same for every activation.
+        number: number of batches.
     """
 
     data: Data
@@ -36,12 +36,12 @@ class TrainingBatches(NamedTuple):
     number: int
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields the batches.
+        """Yield the batches.
 
         Raises:
             NmeError: the training data has fewer examples than a batch.
         """
-        split = Split(self.micro_batch, 0, self.batch_size) if self.micro_batch else None
+        split = Division(self.micro_batch, 0, self.batch_size) if self.micro_batch else None
         for number, examples in enumerate(self.data.fetch(self._indices())):
             augment = self._stream("augment", number)
             inputs = self.data.augmented(examples, self.augment, augment)

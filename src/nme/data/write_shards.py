@@ -1,8 +1,8 @@
-"""Prepare stage of streamed datasets: images that are verified become shards, and a manifest says what they hold.
+"""Prepare stage for streamed datasets: converts verified images into shards, described by a manifest.
 
-The images of a split are shuffled over its shards, so that each is a mixture of classes. Shards are written in
-parallel into ``shards.partial``, an undeclared folder; a job that goes on keeps those that are whole and of the same
-settings and images. The folder is renamed when all are there. The manifest is written last.
+The images of a split are shuffled over its shards, so that each shard is a mixture of classes. Shards are written in
+parallel into ``shards.partial``, an undeclared folder; a resumed job keeps complete shards of the same settings and
+images. The folder is renamed when all shards exist. The manifest is written last.
 """
 
 import json
@@ -29,7 +29,7 @@ from nme.errors import NmeError
 from nme.outputs.files import atomic, clear_partial
 from nme.outputs.locks import lock_of, one_at_a_time
 
-ROWS = 1000  # images of a shard, about
+ROWS = 1000  # approximate number of images per shard
 SHUFFLE_SEED = 0
 
 
@@ -59,20 +59,22 @@ def prepare_shards(
     threads: int = 1,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Find, verify, take the subset of, and convert a streamed dataset; run it again to continue.
+    """Find, verify and convert a streamed dataset, or a subset of it; run it again to continue.
+
+    Every image of the subset is decoded.
 
     Args:
-        dataset: which.
+        dataset: the dataset.
         subset: the part of it that is taken, and how images are stored.
         settings: what the manifest records, from which all of this follows.
-        places: where to look for it.
-        folder: gets shards/ and manifest.json.
-        threads: processes that decode and encode; the result does not depend on it.
-        log: told of each shard.
+        places: folders to search.
+        folder: output folder for shards/ and manifest.json.
+        threads: processes that decode and encode; the result does not depend on their number.
+        log: called with a sentence for each shard.
 
     Raises:
-        NmeError: it is missing or damaged (the message names the file), or has too few examples for the subset. Every
-            image that is taken is decoded.
+        NmeError: the dataset is missing or damaged (the message names the file), or has too few examples for the
+            subset.
     """
     final, manifest = (folder / SHARDED_FILES[name] for name in ("shards", "manifest"))
     partial = final.with_name(f"{final.name}.partial")
@@ -83,28 +85,28 @@ def prepare_shards(
     with one_at_a_time(lock_of(manifest), log) as waited:
         if waited and manifest.exists():
             return
-        manifest.unlink(missing_ok=True)  # an older one must not describe new data
+        manifest.unlink(missing_ok=True)  # an older manifest must not describe new data
         clear_partial(partial)
-        planned = {name: _planned(dataset, getattr(found, name), subset, name, partial) for name in ("train", "test")}
+        planned = {name: _plan(dataset, getattr(found, name), subset, name, partial) for name in ("train", "test")}
         shards = [shard for split in planned.values() for shard in split]
         partial.mkdir(parents=True, exist_ok=True)
         written = {}
-        for done in _written(shards, threads):
+        for done in _write_all(shards, threads):
             written[done.file] = done
-            log(f"{done.file}: {done.rows} images{', was there' if done.kept else ''} ({len(written)}/{len(shards)})")
+            log(f"{done.file}: {done.rows} images{', kept' if done.kept else ''} ({len(written)}/{len(shards)})")
         for path in partial.iterdir():
-            if path.name not in written:  # of other settings
+            if path.name not in written:  # left by different settings
                 path.unlink()
         splits = {name: [written[shard.path.name] for shard in split] for name, split in planned.items()}
-        described = _described(dataset, settings, found, planned, splits)
+        contents = _manifest(dataset, settings, found, planned, splits)
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)
         with atomic(manifest) as path:
-            path.write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _planned(dataset: ImageFolders, listing: Listing, subset: Subset, name: str, folder: Path) -> list[Shard]:
-    """The shards of a split: its subset in an order of its own."""
+def _plan(dataset: ImageFolders, listing: Listing, subset: Subset, name: str, folder: Path) -> list[Shard]:
+    """Plan the shards of a split: its subset, shuffled."""
     chosen = class_balanced(
         listing.labels, subset.sizes[name], len(dataset.classes), f"datasets.{subset.dataset}.{name}"
     )
@@ -122,12 +124,12 @@ def _planned(dataset: ImageFolders, listing: Listing, subset: Subset, name: str,
     ]
 
 
-def _written(shards: list[Shard], threads: int) -> Iterator[Written]:
-    """The shards, each as soon as it is there."""
+def _write_all(shards: list[Shard], threads: int) -> Iterator[Written]:
+    """Write the shards in parallel and yield each as soon as it is complete."""
     if threads == 1:
         yield from map(write_shard, shards)
         return
-    # Started afresh, not forked: the workers import what shards.py does, and share no lock with threads of pyarrow.
+    # Spawned, not forked: the workers import only what shards.py does, and share no lock with threads of pyarrow.
     pool = ProcessPoolExecutor(min(threads, len(shards)), get_context("spawn"), initializer=_end_with_parent)
     try:
         for future in as_completed([pool.submit(write_shard, shard) for shard in shards]):
@@ -137,7 +139,7 @@ def _written(shards: list[Shard], threads: int) -> Iterator[Written]:
 
 
 def _end_with_parent() -> None:
-    """Of a parent that was killed, the workers would wait for ever."""
+    """End this worker when its parent is killed; otherwise it would wait forever."""
 
     def watch() -> None:
         parent_process().join()
@@ -146,14 +148,14 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _described(
+def _manifest(
     dataset: ImageFolders,
     settings: dict[str, Any],
     found: Found,
     planned: dict[str, list[Shard]],
     splits: dict[str, list[Written]],
 ) -> dict:
-    """The manifest. Mean and standard deviation are over all pixels of the training images."""
+    """Compose the manifest. Mean and standard deviation are over all pixels of the training images."""
     pixels, total, squares = np.sum([shard.sums for shard in splits["train"]], axis=0, dtype=np.int64).T
     mean = total / pixels
     manifest: dict[str, Any] = {"spec": settings, "source": found.source, "classes": dataset.classes}

@@ -1,4 +1,4 @@
-"""What a dataset is: where to find it, how to verify it, how to read it."""
+"""Base class of datasets: how to find, verify and read one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ DATASETS = Registry("dataset")
 
 
 @dataclass(frozen=True)
-class Split:
+class LabelledArrays:
     """Inputs (n, *shape), uint8 for images and float32 for signals, and labels (n,), int64."""
 
     inputs: np.ndarray
@@ -21,22 +21,22 @@ class Split:
 
 @dataclass(frozen=True)
 class Raw:
-    """A dataset as it was found.
+    """A dataset as read, not yet checked.
 
     Attributes:
-        source: where.
-        partial: whether it may be a balanced part of the official set (a folder of images), not all of it.
+        source: description of the place where it was found.
+        partial: True if it may be a balanced part of the official set (a folder of images).
     """
 
-    train: Split
-    test: Split
+    train: LabelledArrays
+    test: LabelledArrays
     source: str
     partial: bool = False
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where to look: folders that a user has, then a folder to download to (None: do not download)."""
+    """Folders to search: the user's folders, then a folder for downloads (None: do not download)."""
 
     folders: tuple[Path, ...] = ()
     downloads: Path | None = None
@@ -46,11 +46,12 @@ class Dataset:
     """Describes a dataset and reads it.
 
     Attributes:
-        name: as in configurations and paths.
-        shape: of one input, channels first; of a streamed dataset (channels,), the rest being the recipe's resolution.
+        name: spelling in configurations and paths.
+        shape: shape of one input, channels first; for a streamed dataset only (channels,), since the recipe sets the
+            resolution.
         classes: names in the order of the labels.
-        counts: training and test examples.
-        streamed: whether it stays on disk, as shards of images; else it is read into memory.
+        counts: numbers of training and test examples.
+        streamed: True if it stays on disk, as shards of images; otherwise it is read into memory.
     """
 
     streamed = False
@@ -63,16 +64,16 @@ class Dataset:
         """Find, verify and read the dataset.
 
         Raises:
-            NmeError: it is not there (the message says what was looked for, where, and how to get it), or a file is
+            NmeError: the dataset was not found (the message names the files, the folders and the remedy), or a file is
                 damaged (the message names the file).
         """
         raise NotImplementedError
 
     def check(self, raw: Raw) -> None:
-        """Shapes, classes and counts are what they should be; a partial set has as many examples of every class.
+        """Check shapes, classes and counts; a partial set must have the same number of examples in every class.
 
         Raises:
-            NmeError: they are not.
+            NmeError: one of them is wrong.
         """
         for split, data, expected in (("train", raw.train, self.counts[0]), ("test", raw.test, self.counts[1])):
             n = len(data.labels)
@@ -86,7 +87,7 @@ class Dataset:
                 raise NmeError(f"{raw.source}: {split} has {n} examples, expected {expected}")
             if raw.partial and len(set(counts)) > 1:
                 sizes = ", ".join(f"{name} {count}" for name, count in zip(self.classes, counts, strict=True))
-                raise NmeError(f"{raw.source}: {split} has classes of different sizes ({sizes}); an image is missing")
+                raise NmeError(f"{raw.source}: {split} classes differ in size ({sizes}). Add the missing images.")
 
 
 DIGITS = tuple("0123456789")

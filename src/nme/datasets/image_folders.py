@@ -1,4 +1,4 @@
-"""Image sets in folders by class, streamed from disk: ImageNet and Imagenette."""
+"""Image sets with one folder per class, streamed from disk: ImageNet and Imagenette."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from nme.errors import NmeError
 
 @dataclass(frozen=True)
 class Found:
-    """An image set as it was found: where, and the images of its splits."""
+    """An image set that was found: a description of the place, and the images of its splits."""
 
     source: str
     train: Listing
@@ -18,10 +18,10 @@ class Found:
 
 
 class ImageFolders(Dataset):
-    """Colour images of any size, in ``{train,val}/<class>/*.JPEG``; too many to be read into memory.
+    """Colour images of any size, in ``{train,val}/<class>/*.JPEG``; too many for the memory.
 
     Attributes:
-        folders: names that the set may have in a user's folder.
+        folders: possible names of the set in a user's folder.
     """
 
     streamed = True
@@ -32,8 +32,8 @@ class ImageFolders(Dataset):
         """Find, list and count the images; no image is opened.
 
         Raises:
-            NmeError: it is not there, a class or an image is missing, or there is something else; the message names
-                the folder or the file.
+            NmeError: the set was not found, a class or an image is missing, or there is an unexpected file; the message
+                names the folder or the file.
         """
         for folder in places.folders:
             for root in (folder / name for name in self.folders):
@@ -48,13 +48,13 @@ class ImageFolders(Dataset):
         where = ", ".join(map(str, places.folders)) or "no folder (data_dir is not set)"
         raise NmeError(
             f"dataset not found: looked for {looked} in {where}; it cannot be downloaded: put it there, or set data_dir"
-            " (or NME_DATA_DIR) to the folder that has it"
+            " (or NME_DATA_DIR) to the folder that contains it"
         )
 
 
 @DATASETS.add
 class Imagenet(ImageFolders):
-    """ImageNet (ILSVRC 2012), 1,000 classes: 1,281,167 train, and as test the 50,000 of the validation set."""
+    """ImageNet (ILSVRC 2012), 1,000 classes: 1,281,167 train; the test split is the validation set of 50,000."""
 
     name = "imagenet"
     counts = (1_281_167, 50_000)
@@ -64,7 +64,7 @@ class Imagenet(ImageFolders):
 
 @DATASETS.add
 class Imagenette(ImageFolders):
-    """Imagenette, version 2: ten classes of ImageNet that are easily told apart; 9,469 train and 3,925 test.
+    """Imagenette, version 2: ten easily distinguished classes of ImageNet; 9,469 train and 3,925 test.
 
     Tench, English springer, cassette player, chain saw, church, French horn, garbage truck, gas pump, golf ball,
     parachute.

@@ -6,17 +6,17 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from nme.datasets.base import DATASETS, Dataset, Places, Raw, Split
+from nme.datasets.base import DATASETS, Dataset, LabelledArrays, Places, Raw
 from nme.errors import NmeError
 
 
 def _first_found(places: Places, layouts: dict[str, Callable[[Path], Raw]], fetch: Callable[[Path], object]) -> Raw:
-    """Read the first layout that exists in the folders, else download.
+    """Read the first layout that exists in the folders; download the dataset if there is none.
 
     Args:
-        places: folders, and where to download to.
-        layouts: reader by the path that shows that layout is there, relative to a folder.
-        fetch: downloads into a folder, in one of the layouts.
+        places: folders to search, and the folder for downloads.
+        layouts: reader of each layout, by a path that identifies the layout, relative to a folder.
+        fetch: function that downloads into a folder, in one of the layouts.
     """
 
     def read_from(folder: Path) -> Raw | None:
@@ -28,7 +28,7 @@ def _first_found(places: Places, layouts: dict[str, Callable[[Path], Raw]], fetc
             return raw
     folders = ", ".join(map(str, places.folders)) or "no folder (data_dir is not set)"
     looked = f"looked for {' or '.join(layouts)} in {folders}"
-    advice = "put it there, or set data_dir (or NME_DATA_DIR) to the folder that has it"
+    advice = "put it there, or set data_dir (or NME_DATA_DIR) to the folder that contains it"
     if places.downloads is None:
         raise NmeError(f"dataset not found: {looked}; {advice}")
     try:
@@ -51,10 +51,10 @@ def _verify_md5(path: Path, expected: str) -> None:
 
     found = calculate_md5(str(path))
     if found != expected:
-        raise NmeError(f"{path}: md5 is {found}, expected {expected}: truncated or not the official file; get it again")
+        raise NmeError(f"{path}: truncated, or not official (md5 {found}, expected {expected}). Download it again.")
 
 
-def _torchvision_splits(dataset: Callable[..., object], root: Path) -> list[Split]:
+def _torchvision_splits(dataset: Callable[..., object], root: Path) -> list[LabelledArrays]:
     """The two splits of one of torchvision's in-memory image sets, channels first."""
     splits = []
     for train in (True, False):
@@ -64,7 +64,7 @@ def _torchvision_splits(dataset: Callable[..., object], root: Path) -> list[Spli
             raise NmeError(f"{root}: {'train' if train else 'test'} data cannot be read: {error!r}") from None
         images = np.asarray(read.data)
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-        splits.append(Split(np.ascontiguousarray(images), np.asarray(read.targets, dtype=np.int64)))
+        splits.append(LabelledArrays(np.ascontiguousarray(images), np.asarray(read.targets, dtype=np.int64)))
     return splits
 
 
@@ -165,7 +165,7 @@ class Cifar10(Dataset):
             partial=True,
         )
 
-    def _image_split(self, root: Path) -> Split:
+    def _image_split(self, root: Path) -> LabelledArrays:
         from PIL import Image
 
         found = tuple(sorted(p.name for p in root.glob("*") if p.is_dir()))
@@ -177,7 +177,7 @@ class Cifar10(Dataset):
         for label, name in enumerate(self.classes):
             for path in sorted((root / name).iterdir()):
                 if path.suffix != ".png":
-                    raise NmeError(f"{path}: is no *.png; class folders hold nothing else")
+                    raise NmeError(f"{path}: not a *.png. Remove it: class folders hold only images.")
                 try:
                     with Image.open(path) as image:
                         pixels = np.asarray(image.convert("RGB"))
@@ -189,4 +189,4 @@ class Cifar10(Dataset):
                 labels.append(label)
         if not images:
             raise NmeError(f"{root}: has no *.png in its class folders")
-        return Split(np.stack(images), np.asarray(labels, dtype=np.int64))
+        return LabelledArrays(np.stack(images), np.asarray(labels, dtype=np.int64))

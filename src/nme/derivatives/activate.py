@@ -1,4 +1,4 @@
-"""Activations as autodiff and networks see them: second derivatives that are prescribed (docs/theory.md, §5.2)."""
+"""Activations for autodiff and networks, with prescribed second derivatives (docs/theory.md, §5.2)."""
 
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -12,7 +12,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 class Activate(nn.Module):
-    """Applies an activation of the registry; never in place, so that double backward works."""
+    """Applies a registered activation, never in place, so that double backward works."""
 
     def __init__(self, activation: Activation):
         super().__init__()

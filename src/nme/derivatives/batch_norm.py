@@ -1,7 +1,8 @@
-"""Batch norm in train mode whose second derivatives are a few passes over memory (docs/theory.md, §4.3).
+"""Batch norm in train mode with second derivatives in a few passes over memory (docs/theory.md, §4.3).
 
-PyTorch's own takes about 20 passes for the second derivative, a fifth of a gradient penalty's step in a wide residual
-network, and its third derivatives are wrong. Here each is a closed form around PyTorch's own fused kernels.
+PyTorch's own batch norm takes about 20 passes for the second derivative, a fifth of a gradient penalty's step in a wide
+residual network, and its third derivatives are wrong. Here each derivative is a closed form around PyTorch's fused
+kernels.
 
 For one channel with n entries x, x̂ = (x − mean) r, r = 1/√(variance + ε), and y = w x̂ + b. With P(t) = r (t − mean t −
 x̂ mean(t x̂)), the derivative of x̂ along t, which is symmetric:
@@ -9,8 +10,8 @@ x̂ mean(t x̂)), the derivative of x̂ along t, which is symmetric:
 - back from ȳ:         x̄ = w P(ȳ),  w̄ = Σ ȳ x̂,  b̄ = Σ ȳ                       (``_Backward``)
 - along ẋ, ẇ, ḃ:       ẏ = w P(ẋ) + ẇ x̂ + ḃ                                   (``_Tangent``)
 
-Each is linear and the other one's adjoint, and both are differentiated in x and w through the same form
-⟨ȳ, ẏ⟩ = ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ + ḃ Σ ȳ (``_Curved``). That is all that double backward and the gradient of Jv need.
+Both maps are linear and adjoint to each other, and both are differentiated in x and w through the same form
+⟨ȳ, ẏ⟩ = ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ + ḃ Σ ȳ (``_Curved``). Double backward and the gradient of Jv need nothing more.
 """
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from nme.derivatives.modes import left_to_others, wanted
+from nme.derivatives.modes import custom_derivatives_disabled, needed_gradients
 
 native_batch_norm_backward = torch.ops.aten.native_batch_norm_backward
 
@@ -29,16 +30,16 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return _unrolled(super().forward(_rows(x)), x)
-        if left_to_others():
+        if custom_derivatives_disabled():
             return self._elementary(x)
         statistics = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
-        functional._verify_batch_size(x.shape)  # PyTorch's message for one value a channel
+        functional._verify_batch_size(x.shape)  # PyTorch's error for a single value per channel
         if self.track_running_stats:
             self.num_batches_tracked.add_(1)
         return _Forward.apply(x, self.weight, self.bias, *statistics, self.momentum, self.eps)
 
     def _elementary(self, x: Tensor) -> Tensor:
-        """In operations that a compiler fuses, and that have derivatives of every order and mode."""
+        """Compute with operations that a compiler can fuse, and that have derivatives of every order and mode."""
         dtype, others = x.dtype, [d for d in range(x.dim()) if d != 1]
         x = x.to(torch.promote_types(dtype, torch.float32))
         mean = x.mean(others, keepdim=True)
@@ -91,7 +92,7 @@ class _Backward(Function):
     @staticmethod
     def backward(ctx, x1, w1, b1):
         y, x, weight, mean, scale, *sums = ctx.saved_tensors
-        needed = wanted(ctx.needs_input_grad)
+        needed = needed_gradients(ctx.needs_input_grad)
         to_y = _Tangent.apply(x1, w1, b1, x, weight, mean, scale) if needed[0] else None
         if not any(needed[1:3]):
             return to_y, None, None, None, None
@@ -118,7 +119,7 @@ class _Tangent(Function):
 
 
 class _Curved(Function):
-    """Derivative of ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ in x and in w; it has none itself.
+    """Derivative of ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ in x and in w; not differentiable again.
 
     With means m over the channel, a = mean(ȳ x̂), a' = mean(ẋ x̂) and C = mean(ȳ ẋ) − m(ȳ) m(ẋ):
 
@@ -151,7 +152,7 @@ class _Curved(Function):
 def _pull(
     y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, to_x: bool = True
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The x̄ = w P(ȳ), Σ ȳ x̂ and Σ ȳ of PyTorch's kernel; it computes no x̄ if not told to."""
+    """Compute x̄ = w P(ȳ), Σ ȳ x̂ and Σ ȳ with PyTorch's kernel; x̄ only if ``to_x``."""
     options = None, None, mean, scale, True, 0.0, [to_x, True, True]
     if _rows(x) is x:
         return native_batch_norm_backward(y, x, weight, *options)
@@ -160,15 +161,15 @@ def _pull(
 
 
 def _rows(x: Tensor) -> Tensor:
-    """A signal that lies in memory channels last, as (B·L, C): kernels take a third of the time; any other x itself."""
-    if x.dim() != 3 or left_to_others():
+    """View a channels-last signal as (B·L, C): kernels take a third of the time. Return any other x unchanged."""
+    if x.dim() != 3 or custom_derivatives_disabled():
         return x
     last = x.transpose(1, 2)
     return last.reshape(-1, x.shape[1]) if last.is_contiguous() else x
 
 
 def _unrolled(rows: Tensor, like: Tensor) -> Tensor:
-    """``_rows`` undone."""
+    """Inverse of ``_rows``."""
     if rows.dim() == like.dim():
         return rows
     batch, channels, length = like.shape
@@ -176,9 +177,9 @@ def _unrolled(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def _sum(like: Tensor, *terms: tuple[Tensor | None, Tensor | None]) -> Tensor:
-    """Σ tensor · factor, (B, C, ...), factors by channel; None is 1. The first term has a tensor.
+    """Σ tensor · factor, (B, C, ...), with one factor per channel; None is 1. The first term must have a tensor.
 
-    Summed in float32 or wider, since terms may cancel, and returned as ``like`` is.
+    Summed in float32 or wider, since terms may cancel, and returned in the dtype of ``like``.
     """
     column = (-1, *(1 for _ in like.shape[2:]))
     (first, factor), *rest = terms

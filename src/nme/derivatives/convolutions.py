@@ -1,8 +1,8 @@
-"""Convolutions whose second derivatives cost what they count: a product each, by the kernels of training.
+"""Convolutions with second derivatives at their minimal cost: one product each, by the kernels of training.
 
 Formulas: docs/theory.md, §2.7.
 
-These are PyTorch's or, for signals on the CPU, those of ``nme.derivatives.signals``.
+These kernels are PyTorch's or, for signals on the CPU, those of ``nme.derivatives.signals``.
 """
 
 from typing import NamedTuple
@@ -11,48 +11,48 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from nme.derivatives.modes import left_to_others, twice, wanted
+from nme.derivatives.modes import custom_derivatives_disabled, expects_second_derivatives, needed_gradients
 from nme.derivatives.signals import Products
 
 convolution_backward = torch.ops.aten.convolution_backward
 
 
 class _TwiceDifferentiable:
-    """A layer's ``_conv_forward`` with derivatives of its own where it is known that two will be taken.
+    """A layer's ``_conv_forward`` with custom derivatives, used when second derivatives will follow.
 
-    PyTorch's double backward computes all four products, whatever is asked for, and those for weights as convolutions
-    with images for kernels. Here each is computed if it is wanted, by the kernels of a gradient. With W x for the
+    PyTorch's double backward always computes all four products, and computes products for weights as convolutions with
+    images as kernels. Here each product is computed only if needed, by the kernels of a gradient. With W x for the
     convolution:
 
     - back from ȳ:         x̄ = Wᵀ ȳ,  W̄ = ȳ xᵀ,  b̄ = Σ ȳ     (``_Pull``)
     - along ẋ, Ẇ, ḃ:       ẏ = W ẋ + Ẇ x + ḃ                  (``_Push``)
 
-    Each is linear and the other one's adjoint; the derivatives of both in x and W are Ẇᵀ ȳ and ȳ ẋᵀ.
+    Both maps are linear and adjoint to each other; the derivatives of both in x and W are Ẇᵀ ȳ and ȳ ẋᵀ.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         usual = self.padding_mode == "zeros" and not isinstance(self.padding, str) and x.dim() == weight.dim()
-        kernels = self._kernels(x, weight) if usual and not left_to_others() else None
+        kernels = self._kernels(x, weight) if usual and not custom_derivatives_disabled() else None
         if kernels is None:
             return super()._conv_forward(x, weight, bias)
-        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)  # as autocast does
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)  # same as autocast
         return _Convolution.apply(x, weight, bias, kernels)
 
     def _kernels(self, x: Tensor, weight: Tensor) -> "_Kernels | Products | None":
-        """Who computes the products; None: nobody here."""
-        plain = self.groups == 1 and self.dilation == (1,) and self.padding < self.kernel_size  # and of signals
+        """Kernels for the products; None: leave the layer to PyTorch."""
+        plain = self.groups == 1 and self.dilation == (1,) and self.padding < self.kernel_size  # only for signals
         wide = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
         if plain and wide and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
             return Products(self.stride[0], self.padding[0])
-        return _Kernels(self.stride, self.padding, self.dilation, self.groups) if twice() else None
+        return _Kernels(self.stride, self.padding, self.dilation, self.groups) if expects_second_derivatives() else None
 
 
 class Conv1d(_TwiceDifferentiable, nn.Conv1d):
-    """``torch.nn.Conv1d``: same parameters, same start."""
+    """``torch.nn.Conv1d``: same parameters, same initialisation."""
 
 
 class Conv2d(_TwiceDifferentiable, nn.Conv2d):
-    """``torch.nn.Conv2d``: same parameters, same start."""
+    """``torch.nn.Conv2d``: same parameters, same initialisation."""
 
 
 class _Kernels(NamedTuple):
@@ -65,7 +65,7 @@ class _Kernels(NamedTuple):
 
     @property
     def settings(self) -> tuple:
-        """As the kernels take them."""
+        """Arguments of the kernels."""
         return self.stride, self.padding, self.dilation, False, (0,) * len(self.stride), self.groups
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -73,7 +73,7 @@ class _Kernels(NamedTuple):
         return torch.convolution(x, weight, bias, *self.settings)
 
     def pull(self, y: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-        """x̄, W̄ and b̄ of ȳ, those that the mask names."""
+        """x̄, W̄ and b̄ of ȳ, if selected by the mask."""
         return convolution_backward(y, x, weight, [len(weight)], *self.settings, mask)
 
 
@@ -89,13 +89,13 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx, y):
         mask = ctx.needs_input_grad[:3]
-        if not torch.is_grad_enabled():  # nothing follows: without the overhead of another Function
+        if not torch.is_grad_enabled():  # no second derivative: avoid the overhead of a second Function
             return *ctx.kernels.pull(y, *ctx.saved_tensors, mask), None
         return *_Pull.apply(y, *ctx.saved_tensors, mask, ctx.kernels), None
 
 
 class _Pull(Function):
-    """x̄, W̄ and b̄ of ȳ, those that the mask names; the others are None."""
+    """x̄, W̄ and b̄ of ȳ, if selected by the mask; None otherwise."""
 
     @staticmethod
     def forward(ctx, y, x, weight, mask, kernels):
@@ -107,7 +107,7 @@ class _Pull(Function):
     @staticmethod
     def backward(ctx, x1, w1, b1):
         y, x, weight = ctx.saved_tensors
-        needed = wanted(ctx.needs_input_grad)
+        needed = needed_gradients(ctx.needs_input_grad)
         to_y = to_x = to_weight = None
         if needed[0] and (x1 is not None or w1 is not None):
             to_y = _Push.apply(x1, w1, b1, x, weight, ctx.kernels)
@@ -121,7 +121,7 @@ class _Pull(Function):
 
 
 class _Push(Function):
-    """ẏ of ẋ, Ẇ and ḃ, of which some may be None, but not ẋ and Ẇ both."""
+    """ẏ of ẋ, Ẇ and ḃ; each may be None, but not both ẋ and Ẇ."""
 
     @staticmethod
     def forward(ctx, x1, w1, b1, x, weight, kernels):

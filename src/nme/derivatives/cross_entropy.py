@@ -1,4 +1,4 @@
-"""Cross-entropy: its loss with the stable residual, its Hessian in the logits, and labels drawn from the model."""
+"""Cross-entropy: the loss with the stable residual, the Hessian in the logits, and labels drawn from the model."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,12 @@ from torch.nn import functional
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the batch of ℓ_i = softplus(logsumexp_{c≠y}(z_c) − z_y), which is −log softmax(z)_y.
 
-    Written so, the label's entry of ∂ℓ/∂z comes out as −Σ_{c≠y} p_c, to full relative precision, and so do further
+    In this form, the label's entry of ∂ℓ/∂z is −Σ_{c≠y} p_c, to full relative precision, and so are further
     derivatives (docs/theory.md, §3.1). ``functional.cross_entropy`` gives p_y − 1, which cancels near interpolation: at
     a loss of 10⁻⁶ in float32 its gradient is off by 2 %.
 
     Args:
-        logits: z, (b, C), float32 or wider. Infinite ones are not seen: +∞ at the label gives a loss of 0.
+        logits: z, (b, C), float32 or wider. Infinite logits are not detected: +∞ at the label gives a loss of 0.
         labels: y, (b,).
     """
     label = labels[:, None]
@@ -25,18 +25,18 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def softmax_hessian_product(logits: Tensor, vector: Tensor) -> Tensor:
     """(∇²_z ℓ_i) v_i for cross-entropy, row by row: p ⊙ (v − ⟨p, v⟩) with p = softmax(z). Shapes (B, C).
 
-    Near interpolation v_c − ⟨p, v⟩ cancels for the likeliest class. A constant added to v changes nothing, so v is
-    taken relative to its entry there (docs/theory.md, §3.3).
+    Near interpolation v_c − ⟨p, v⟩ cancels for the most likely class. Adding a constant to v changes nothing, so the
+    entry of v at this class is subtracted first (docs/theory.md, §3.3).
     """
     p = logits.softmax(1)
     vector = vector - vector.gather(1, logits.argmax(1, keepdim=True))
     return p * (vector - (p * vector).sum(1, keepdim=True))
 
 
-def drawn_labels(logits: Tensor, uniforms: Tensor) -> Tensor:
+def draw_labels(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Labels ŷ_i ~ Cat(softmax z_i), shape (b,), where the distribution function passes ``uniforms``, (b,) in [0, 1).
 
-    Where logits are no numbers it is class 0; the loss is no number either then. See docs/theory.md, §6.8.
+    If logits are NaN, the label is class 0; the loss is NaN anyway. See docs/theory.md, §6.8.
     """
     cumulative = logits.double().softmax(1).cpu().cumsum(1)  # on GPUs its last bits may differ from run to run
     return (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(1).to(logits.device)

@@ -1,45 +1,45 @@
-"""What the layers with derivatives of their own share: whether to use them, and which of them a pass wants."""
+"""Modes of the layers with custom derivatives: when to use them, and which derivatives a pass needs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-# Of the process: PyTorch runs the backward pass of a GPU in another thread.
-_twice = False
+# Global to the process: PyTorch runs the backward pass on a GPU in a different thread.
+_second_derivatives = False
 _cotangents_only = False
 
 
-def left_to_others() -> bool:
-    """Whether a compiler or a transform of ``torch.func`` differentiates, by rules that it knows."""
+def custom_derivatives_disabled() -> bool:
+    """True if a compiler or a transform of ``torch.func`` differentiates by its own rules."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 @contextmanager
-def differentiated_twice(wanted: bool = True) -> Iterator[None]:
-    """Inside, if it is wanted, layers are computed so that their backward pass is fast to differentiate in turn.
+def differentiated_twice(enabled: bool = True) -> Iterator[None]:
+    """Inside, compute layers with a backward pass that is fast to differentiate again.
 
-    For one derivative PyTorch's own convolutions do the same products without the overhead of Functions in Python.
+    For a single derivative, PyTorch's own convolutions do the same products without the overhead of Python Functions.
     """
-    global _twice
-    before, _twice = _twice, wanted
+    global _second_derivatives
+    before, _second_derivatives = _second_derivatives, enabled
     try:
         yield
     finally:
-        _twice = before
+        _second_derivatives = before
 
 
-def twice() -> bool:
-    """Whether this is inside of ``differentiated_twice``."""
-    return _twice
+def expects_second_derivatives() -> bool:
+    """True inside ``differentiated_twice``."""
+    return _second_derivatives
 
 
 @contextmanager
 def cotangents_only() -> Iterator[None]:
-    """Inside, differentiating a backward pass gives derivatives in what comes back from above, and no others.
+    """Inside, differentiating a backward pass gives only derivatives in the incoming cotangent.
 
-    Those in inputs and parameters, which autograd would throw away, are not computed by ``nme.models``:
-    ``torch.autograd.grad`` does not tell a Function in Python what it wants.
+    The layers then skip derivatives in inputs and parameters, which autograd would discard: ``torch.autograd.grad``
+    does not tell a Python Function which derivatives are needed.
     """
     global _cotangents_only
     before, _cotangents_only = _cotangents_only, True
@@ -49,6 +49,6 @@ def cotangents_only() -> Iterator[None]:
         _cotangents_only = before
 
 
-def wanted(needed: tuple[bool, ...]) -> tuple[bool, ...]:
-    """``ctx.needs_input_grad`` of a backward pass, whose first input is what comes back from above."""
+def needed_gradients(needed: tuple[bool, ...]) -> tuple[bool, ...]:
+    """Effective ``ctx.needs_input_grad`` of a backward pass whose first input is the incoming cotangent."""
     return (needed[0], *(False for _ in needed[1:])) if _cotangents_only else needed

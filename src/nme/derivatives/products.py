@@ -1,15 +1,15 @@
-"""Gradients of a batch's loss and products with its Hessian: the one place that knows how they are computed.
+"""Gradients of a batch's loss and products with its Hessian: the only module that computes them for training.
 
 Formulas and costs: docs/theory.md, §2; batches in parts: docs/theory.md, §2.1.
 
 Everything is exact (no finite differences), by ``torch.autograd.grad``. Costs are in forward passes F; one gradient is
 3 F.
 
-A batch may be the mean over several parts (``Split``), for memory, and shared out to processes. Losses, gradients and
-products are then those of the whole batch, in every process: L = (1/K) Σ L_k over its K parts, so ∇L and Hv are means,
-too. Each part has batch norm statistics of its own, whoever computes it, so the result does not depend on the number of
-processes, but for rounding. A graph is kept between two passes where the process has one part only; else the second
-pass computes the first one again, which costs 3 F.
+A batch may be the mean over several parts (``Division``), to save memory, and distributed over processes. Losses,
+gradients and products are always those of the whole batch, in every process: L = (1/K) Σ L_k over its K parts, so ∇L
+and Hv are means, too. Each part has its own batch-norm statistics, so the result does not depend on the number of
+processes, except for rounding. A graph is kept between two passes only if the process has a single part; otherwise the
+second pass computes the first one again, which costs 3 F.
 """
 
 from collections.abc import Callable
@@ -37,12 +37,12 @@ class _Pairing(Function):
 
 
 def pairing(outputs: list[Tensor], vectors: list[Tensor]) -> Tensor:
-    """⟨outputs, vectors⟩ for the sake of its derivative in the outputs, ``vectors``; its value is not computed.
+    """A scalar with the derivative of ⟨outputs, vectors⟩ in the outputs, ``vectors``; its value is not computed.
 
-    ``torch.autograd.grad`` takes vectors, too, but imports a computer algebra for that: 0.3 s for every job.
+    ``torch.autograd.grad`` accepts vectors, too, but then imports a computer algebra system: 0.3 s for every job.
 
     Raises:
-        ValueError: a vector has another shape than its output.
+        ValueError: the shapes of a vector and its output differ.
     """
     for vector, output in zip(vectors, outputs, strict=True):
         if vector.shape != output.shape:
@@ -51,7 +51,7 @@ def pairing(outputs: list[Tensor], vectors: list[Tensor]) -> Tensor:
 
 
 class Jacobian(NamedTuple):
-    """J, the derivative of the logits of one part in the parameters, as a graph that goes both ways.
+    """J, the derivative of one part's logits in the parameters, as a graph for products with J and Jᵀ.
 
     Attributes:
         logits: z with its graph, (b, C).
@@ -64,12 +64,12 @@ class Jacobian(NamedTuple):
     pulled: list[Tensor]
 
     def along(self, vector: list[Tensor], keep_graph: bool = False) -> Tensor:
-        """Jv, (b, C): the derivative of ⟨Jᵀw, v⟩ in w, since that is linear in w (docs/theory.md, §2.3).
+        """Jv, (b, C): the derivative of ⟨Jᵀw, v⟩ in w, since this form is linear in w (docs/theory.md, §2.3).
 
-        Cost: 2 F, a product forward and one through v for each layer, on what g's pass has left. Forward mode would
+        Cost: 2 F, for each layer one product forward and one with v's part, on the kept graph of g. Forward mode would
         compute z again.
         """
-        # The graph is kept anyway: its part that leads to the logits is needed still.
+        # Always retained: the graph of the logits is still needed.
         options = {"retain_graph": True, "create_graph": keep_graph}
         with cotangents_only():
             return torch.autograd.grad(pairing(self.pulled, vector), self.cotangent, **options)[0]
@@ -83,9 +83,9 @@ class Gradient(NamedTuple):
         logits: z of this process's examples, shape (b, C), without graph.
         parameters: the parameters with a gradient, in the model's order.
         gradient: g = ∇L of the whole batch, one tensor per parameter, without graph.
-        kept_logits: z with its graph, if it was asked for and the process has one part.
-        kept_gradient: that part's g with its graph, if it was asked for and the process has one part.
-        kept_jacobian: that part's J, where g = Jᵀ∂L/∂z, if it was asked for and the process has one part.
+        kept_logits: z with its graph, if requested and the process has a single part.
+        kept_gradient: this part's g with its graph, if requested and the process has a single part.
+        kept_jacobian: this part's J, where g = Jᵀ∂L/∂z, if requested and the process has a single part.
     """
 
     loss: Tensor
@@ -98,9 +98,9 @@ class Gradient(NamedTuple):
 
 
 def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """z, shape (b, C), in float32 or wider; of inputs in bfloat16 by ``torch.autocast``, parameters stay as they are.
+    """z, shape (b, C), in float32 or wider; bfloat16 inputs use ``torch.autocast``, which leaves parameters unchanged.
 
-    What follows z, the loss and all norms, is in float32 or wider then, as are gradients of parameters.
+    The loss and all norms, computed from z, are then in float32 or wider, and so are gradients of parameters.
     """
     if inputs.dtype != torch.bfloat16:
         return model(inputs)
@@ -119,13 +119,13 @@ def batch_gradient(
     """Loss and gradient of the batch (cross-entropy, mean over the batch). Cost: 3 F.
 
     Args:
-        model: maps inputs to logits (B, C). Batch norm follows the model's mode; its running statistics are
-            updated by this pass, in train mode, and by nothing else: once, by the mean over the parts.
+        model: maps inputs to logits (B, C). Batch norm follows the model's mode. In train mode, this pass and nothing
+            else updates its running statistics: once, by the mean over the parts.
         batch: inputs and labels.
         keep_graph: keep the graph of g, for ``hessian_product``.
-        keep_logits: keep the graph of the logits, for other labels.
+        keep_logits: keep the graph of the logits, for a pass with different labels.
         keep_jacobian: keep J, for products with the Gauss-Newton matrix.
-        logits: z with its graph, ``kept_logits`` of an earlier pass with other labels, to compute it once.
+        logits: ``kept_logits`` of an earlier pass with different labels, so that z is computed only once.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     statistics = RunningStatistics(model if batch.split else None)
@@ -156,11 +156,11 @@ def batch_gradient(
 
 
 def mean_over_parts(batch: Batch, compute: Callable[[Batch], list[Tensor]]) -> list[Tensor]:
-    """The mean of what ``compute`` gives for each part of the whole batch; the same in every process."""
+    """Mean of ``compute`` over the parts of the whole batch; the same in every process."""
     sums = None
     for part in batch.parts():
         found = compute(part)
-        # Not in place: autograd may give one tensor for two parameters.
+        # Not in place: autograd may return the same tensor for two parameters.
         sums = found if sums is None else list(torch._foreach_add(sums, found))
     return _mean(batch, sums)
 
@@ -173,7 +173,7 @@ def _mean(batch: Batch, sums: list[Tensor]) -> list[Tensor]:
         return means
     flat = torch.cat([m.reshape(-1) for m in means])
     distributed.all_reduce(flat)
-    # Copied, so that each has the memory order of its parameter, without which later steps are slower.
+    # Copied into the memory order of its parameter; otherwise later steps are slower.
     parts = flat.split([m.numel() for m in means])
     return [torch.empty_like(m).copy_(part.view_as(m)) for m, part in zip(means, parts, strict=True)]
 
@@ -183,15 +183,15 @@ def hessian_product(
 ) -> list[Tensor]:
     """Hv, the derivative of g along ``vector`` held constant, by one backward pass (docs/theory.md, §2.2).
 
-    Cost: 6 F beyond the gradient (3.0 gradients in all, in a network of convolutions). Frees g's graph unless told
-    to keep it.
+    Cost: 6 F beyond the gradient (3.0 gradients in total, in a convolutional network). Frees g's graph unless
+    ``keep_graph``.
 
     Args:
         model: in the mode of the clean pass.
-        batch: that of the clean pass.
+        batch: the batch of the clean pass.
         clean: made with ``keep_graph=True``.
         vector: one tensor per parameter.
-        keep_graph: keep the graph, for another product.
+        keep_graph: keep the graph, for further products.
     """
 
     def of_part(part: Batch) -> list[Tensor]:
@@ -213,11 +213,11 @@ def hessian_product(
 def gauss_newton_product(model: nn.Module, batch: Batch, clean: Gradient, vector: list[Tensor]) -> list[Tensor]:
     """Gv = (1/B) Σ J_iᵀ (∇²_z ℓ_i) J_i v (docs/theory.md, §2.3): Jv, and one more pass back from the logits.
 
-    Cost: 4 F beyond the gradient (2.33 gradients in all).
+    Cost: 4 F beyond the gradient (2.33 gradients in total).
 
     Args:
         model: in the mode of the clean pass.
-        batch: that of the clean pass.
+        batch: the batch of the clean pass.
         clean: made with ``keep_jacobian=True``.
         vector: one tensor per parameter.
     """
@@ -232,14 +232,14 @@ def gauss_newton_product(model: nn.Module, batch: Batch, clean: Gradient, vector
 
 
 def gauss_newton_form_gradient(model: nn.Module, batch: Batch, clean: Gradient, vector: list[Tensor]) -> list[Tensor]:
-    """∇(uᵀGu), uᵀGu = (1/B) Σ (J_i u)ᵀ (∇²_z ℓ_i) (J_i u): differentiated as it stands, ∇²_z ℓ included.
+    """∇(uᵀGu), uᵀGu = (1/B) Σ (J_i u)ᵀ (∇²_z ℓ_i) (J_i u), differentiated in full, ∇²_z ℓ included.
 
-    Cost: 7 F beyond the gradient (3.33 gradients in all): Ju, and back through it to the weights, to what enters the
-    layers and to its derivative. See docs/theory.md, §2.5.
+    Cost: 7 F beyond the gradient (3.33 gradients in total): Ju, and back through it to the weights, to the inputs of
+    the layers and to their derivatives. See docs/theory.md, §2.5.
 
     Args:
         model: in the mode of the clean pass.
-        batch: that of the clean pass.
+        batch: the batch of the clean pass.
         clean: made with ``keep_jacobian=True``; its graphs are kept.
         vector: u, one tensor per parameter.
     """

@@ -1,4 +1,4 @@
-"""Batch norm's running statistics: updated once a step, frozen while curvature is computed."""
+"""Batch norm's running statistics: updated once per step, frozen during curvature computations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 class RunningStatistics:
-    """Batch norm's running statistics over the parts of a batch: the mean of what each part alone would leave.
+    """Batch norm's running statistics over the parts of a batch: the mean of the updates by each part alone.
 
     See docs/theory.md, §4.2.
     """
 
     def __init__(self, model: nn.Module | None):
-        """None: the batch is one part, and leaves what it leaves."""
+        """Save the current statistics; model None: the batch is a single part, and nothing is averaged."""
         modules = model.modules() if model else ()
         layers = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         layers = [m for m in layers if m.training and m.track_running_stats]
@@ -22,23 +22,23 @@ class RunningStatistics:
         self.before = [buffer.clone() for buffer in (*self.counts, *self.buffers)]
 
     def begin(self) -> None:
-        """Before a part."""
+        """Restore the saved statistics; called before each part."""
         for buffer, before in zip((*self.counts, *self.buffers), self.before, strict=True):
             buffer.copy_(before)
 
     def end(self) -> list[Tensor]:
-        """After it: what it has left."""
+        """Return the updated statistics; called after each part."""
         return [buffer.clone() for buffer in self.buffers]
 
     def replace(self, means: list[Tensor]) -> None:
-        """After all of them."""
+        """Set the mean statistics; called after all parts."""
         for buffer, mean in zip(self.buffers, means, strict=True):
             buffer.copy_(mean)
 
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norm in train mode normalises with the batch's statistics, and updates no running ones.
+    """Inside, batch norm in train mode normalises with the batch's statistics without updating running statistics.
 
     See docs/theory.md, §4.2.
     """

@@ -1,18 +1,18 @@
-"""Convolutions of signals on the CPU, as products of long matrices: back, 1.6 to 3 times as fast as PyTorch's.
+"""Convolutions of signals on the CPU, as products of long matrices; the backward pass is 1.6 to 3 times faster.
 
 Formulas: docs/theory.md, §2.7.
 
 Signals are in memory channels last: (B, C, L) with the L·C numbers of an example in the order (L, C). The convolution
 is a banded matrix: input i (C numbers) and output o (C' numbers) meet in the C×C' matrix W[i + p − s·o], one for each
 tap of the kernel, for stride s and padding p. It is cut into equal blocks along the band (``_Blocks``), all the same
-matrix M, small and nearly full, with a row for each number that enters and a column for each that leaves. With X the
-inputs of all blocks, one row per block, and Y their outputs, likewise, the three products of training are
+matrix M, small and nearly dense, with one row per input number and one column per output number. With X the inputs of
+all blocks, one row per block, and Y their outputs, likewise, the three products of training are
 
     Y = X M,    X̄ = Ȳ Mᵀ,    M̄ = Xᵀ Ȳ.
 
-- Y: a block is one output and the k inputs that it sees (X: what is called im2col).
-- X̄, and M̄ with it: a block is s inputs and the outputs that see them.
-- A short signal is one block, and nothing is copied.
+- Y: a block is one output and its k inputs (X is known as im2col).
+- X̄, and M̄ with it: a block is s inputs and all outputs that depend on them.
+- A short signal is a single block, and nothing is copied.
 """
 
 from functools import cache
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-WHOLE = 1.2  # A signal up to this many kernels long is one block.
+WHOLE = 1.2  # A signal is a single block up to this multiple of the kernel size.
 
 
 class Products(NamedTuple):
@@ -41,7 +41,7 @@ class Products(NamedTuple):
         return y.view(len(x), -1, len(weight)).transpose(1, 2)
 
     def pull(self, y: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-        """x̄, W̄ and b̄ of ȳ, those that the mask names."""
+        """x̄, W̄ and b̄ of ȳ, if selected by the mask."""
         to_x = to_weight = None
         blocks = _blocks(x.shape[2], weight.shape[2], *self, of_inputs=mask[0])
         rows = blocks.outputs.rows(y) if mask[0] or mask[1] else None
@@ -53,7 +53,7 @@ class Products(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """``count`` stretches of a signal, ``size`` points each, every ``step`` points from ``first``, which may be < 0."""
+    """``count`` windows of a signal, ``size`` points each, every ``step`` points from ``first``, which may be < 0."""
 
     first: int
     size: int
@@ -61,7 +61,7 @@ class _Cut(NamedTuple):
     count: int
 
     def rows(self, x: Tensor) -> Tensor:
-        """(B·count, size·C) of x (B, C, L), with zeros beyond its ends; x itself where that is its memory."""
+        """(B·count, size·C) of x (B, C, L), with zeros beyond its ends; a view of x if the memory order allows it."""
         batch, channels, length = x.shape
         x = x.transpose(1, 2)
         beyond = self.first + self.step * (self.count - 1) + self.size - length
@@ -72,7 +72,7 @@ class _Cut(NamedTuple):
 
 
 class _Blocks(NamedTuple):
-    """Blocks of the band: what enters and leaves each of them; stride; the tap of a block's first input and output."""
+    """Blocks of the band: inputs and outputs of each block; stride; the tap of a block's first input and output."""
 
     inputs: _Cut
     outputs: _Cut
@@ -80,7 +80,7 @@ class _Blocks(NamedTuple):
     tap: int
 
     def _band(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """M, (size·C, outputs·C'), of zeros; and where W is in it, and around it: (outputs, k, C, C')."""
+        """M, (size·C, outputs·C'), zeros, and a view of the places of W in and around it: (outputs, k, C, C')."""
         size, outputs, (width, channels, kernel) = self.inputs.size, self.outputs.size, weight.shape
         across, point = outputs * width, channels * outputs * width
         points = max(self.tap + size, (outputs - 1) * self.stride + kernel)
@@ -104,7 +104,7 @@ class _Blocks(NamedTuple):
 
 @cache
 def _blocks(length: int, kernel: int, stride: int, padding: int, of_inputs: bool) -> _Blocks:
-    """The cheapest: one that is the whole band, or one for each ``stride`` inputs, or one for each output."""
+    """Cheapest division: a single block for the whole band, one per ``stride`` inputs, or one per output."""
     outputs = (length + 2 * padding - kernel) // stride + 1
     if length <= WHOLE * kernel:
         return _Blocks(_Cut(0, length, length, 1), _Cut(0, outputs, outputs, 1), stride, padding)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 @contextmanager
 def displaced(parameters: list[nn.Parameter], displacement: list[Tensor], times: float = 1) -> Iterator[None]:
-    """The parameters are θ + times · displacement inside, and θ again outside, also after an exception.
+    """Inside, the parameters are θ + times · displacement; outside they are θ again, even after an exception.
 
-    Autograd does not notice: what is built on one side is to be differentiated on that side.
+    Autograd does not notice the change: differentiate a graph inside if and only if it was built inside.
     """
     before = [p.data for p in parameters]
-    # Exchanged and not added in place: one pass over memory, where a copy, the sum and putting it back are three.
+    # Exchanged, not added in place: one pass over memory instead of three (copy, sum, restore).
     moved = torch._foreach_add(before, displacement, alpha=times)
     try:
         for p, data in zip(parameters, moved, strict=True):
@@ -27,7 +27,7 @@ def displaced(parameters: list[nn.Parameter], displacement: list[Tensor], times:
 
 
 def rademacher(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tensor]:
-    """A probe u with independent entries ±1 for each parameter; E u uᵀ = I. Each random bit is used."""
+    """Draw a probe u with independent entries ±1 for each parameter; E u uᵀ = I. Each random bit is used."""
     count = sum(p.numel() for p in parameters)
     octets = torch.randint(256, (-(-count // 8),), generator=stream, dtype=torch.uint8)
     bits = torch.from_numpy(np.unpackbits(octets.numpy(), count=count))
@@ -35,7 +35,7 @@ def rademacher(parameters: list[nn.Parameter], stream: torch.Generator) -> list[
 
 
 def normal(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tensor]:
-    """A probe ε ~ N(0, I)."""
+    """Draw a probe ε ~ N(0, I)."""
     return _shaped(parameters, torch.randn(sum(p.numel() for p in parameters), generator=stream))
 
 
@@ -45,7 +45,7 @@ def _shaped(parameters: list[nn.Parameter], entries: Tensor) -> list[Tensor]:
 
 
 def uniform(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
-    """Numbers from [0, 1), float64, on the CPU."""
+    """Draw numbers from [0, 1), float64, on the CPU."""
     return torch.rand(shape, generator=stream, dtype=torch.float64)
 
 

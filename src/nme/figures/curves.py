@@ -1,4 +1,4 @@
-"""Accuracy curves: the design of every figure that has ``curves`` in config/figures/<name>.yaml."""
+"""Accuracy curves: the drawing of every figure with ``curves`` in config/figures/<name>.yaml."""
 
 from collections.abc import Callable
 from itertools import cycle
@@ -16,7 +16,7 @@ from nme.grid.specs import PlotSpec
 from nme.methods import METHODS
 
 CONFIDENCE = 0.95
-SHOWN_ERROR = 2.5  # a panel shows errors up to this many times the least one
+SHOWN_ERROR = 2.5  # a panel shows errors up to this multiple of the smallest one
 SPLITS = {"train_accuracy": "train accuracy", "test_accuracy": "test accuracy"}
 
 
@@ -27,8 +27,8 @@ def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     counted, not averaged.
 
     Args:
-        table: one row a member, with ``value`` and ``diverged``.
-        by: columns that tell the points apart.
+        table: one row per member, with ``value`` and ``diverged``.
+        by: columns that distinguish the points.
         value: the column to average.
 
     Returns:
@@ -48,15 +48,15 @@ def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
 
 
 def _with_unpenalised(table: pd.DataFrame) -> pd.DataFrame:
-    """Plain SGD is where the curve of every method begins: its rows are repeated at strength 0 of each."""
+    """Repeat the rows of plain SGD as strength 0 of each method, so that every curve begins there."""
     plain = table[table["method"] == "sgd"]
     methods = [m for m in dict.fromkeys(table["method"]) if m != "sgd"] or ["sgd"]
     penalised = table[table["method"] != "sgd"]
     return pd.concat([p for m in methods for p in (plain.assign(method=m), penalised[penalised["method"] == m])])
 
 
-def _panelled(table: pd.DataFrame, columns: str, groups: list[list[str]]) -> pd.DataFrame:
-    """The table with the columns ``column`` (which panel) and ``accuracy`` (in percent); rows may be in several."""
+def _with_panels(table: pd.DataFrame, columns: str, groups: list[list[str]]) -> pd.DataFrame:
+    """Add the columns ``column`` (the panel) and ``accuracy`` (in percent); a row may appear in several panels."""
     if groups:
         parts = [table[table["activation"].isin(g)].assign(column=f"group {i}") for i, g in enumerate(groups)]
     elif columns == "split":
@@ -70,9 +70,9 @@ def _panelled(table: pd.DataFrame, columns: str, groups: list[list[str]]) -> pd.
 
 
 def _zoom(axes: Axes, points: pd.DataFrame) -> float:
-    """Show errors up to ``SHOWN_ERROR`` times the least mean error, and return the accuracy that is.
+    """Show errors up to ``SHOWN_ERROR`` times the smallest mean error, and return the lowest accuracy shown.
 
-    A strength that destroys the training would otherwise flatten the differences that a figure is about.
+    A strength that destroys the training would otherwise flatten the interesting differences.
     """
     values = points[["low", "mean", "high"]].to_numpy(dtype=float)
     values = values[np.isfinite(values)]
@@ -88,7 +88,7 @@ def _zoom(axes: Axes, points: pd.DataFrame) -> float:
 
 
 def _note(axes: Axes, points: pd.DataFrame, colours: list[str], top: bool, text: Callable) -> None:
-    """A short text for each point at the upper or lower edge of a panel, each on a line of its own."""
+    """Write a short text for each point at the upper or lower edge of a panel, each on its own line."""
     for i, (_, point) in enumerate(points.assign(colour=colours).sort_values("x").iterrows()):
         place = {"xy": (point["x"], 0.93 - 0.075 * i if top else 0.01 + 0.075 * i)}
         look = {"color": point["colour"], "fontsize": 5.5, "ha": "center"}
@@ -97,7 +97,7 @@ def _note(axes: Axes, points: pd.DataFrame, colours: list[str], top: bool, text:
 
 
 def _looks(names: list[str], colours: dict[str, str], label: Callable[[str], str]) -> dict[str, dict]:
-    """How each line is drawn; of lines of one colour the first is solid, the others are dashed."""
+    """Style of each line; among lines of the same colour, the first is solid and the others are dashed."""
     looks: dict[str, dict] = {}
     for name, marker in zip(names, cycle(style.MARKERS), strict=False):
         first = colours[name] not in [look["color"] for look in looks.values()]
@@ -107,7 +107,7 @@ def _looks(names: list[str], colours: dict[str, str], label: Callable[[str], str
 
 
 def _reference_levels(axes: Axes, here: pd.DataFrame, looks: dict[str, dict], lines: str, x: str) -> None:
-    """Dotted, the level without a penalty: in the colour of an activation, else in that of plain SGD."""
+    """Draw the level without a penalty as a dotted line, in the activation's colour or in that of plain SGD."""
     if x != "strength":
         return
     levels = here[here["x"] == 0].drop_duplicates("activation")
@@ -117,15 +117,15 @@ def _reference_levels(axes: Axes, here: pd.DataFrame, looks: dict[str, dict], li
 
 
 def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
-    """Mean accuracy (%) with its interval over seeds, against a strength or a parameter of the activation.
+    """Draw mean accuracies (%) with intervals over seeds, against a strength or a parameter of the activation.
 
-    The level without a penalty, plain SGD, begins every line and is a dotted line. Diverged members are a cross at the
-    upper edge with their number, a mean far below the others a triangle at the lower edge with its value.
+    Every line begins at plain SGD, the level without a penalty, which is also a dotted line. A cross at the upper edge
+    shows the number of diverged members; a triangle at the lower edge shows a mean far below the others.
 
     Args:
-        table: ``tables.collect``'s.
+        table: from ``tables.collect``.
         spec: one with ``curves``.
-        record: the table's, for the footer.
+        record: record of the table, for the footer.
     """
     curves = spec.curves
     assert curves, "the plot stage chooses this drawing for curves"
@@ -134,7 +134,7 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
         table = _with_unpenalised(table).assign(x=lambda rows: rows["strength"])
     else:
         table = table.assign(x=[float(ACTIVATIONS.parse(a).values[x]) for a in table["activation"]])
-    table = _panelled(table, curves.columns, curves.groups)
+    table = _with_panels(table, curves.columns, curves.groups)
     points = over_seeds(table, ["recipe", "panel", "column", "activation", "method", "x"], "accuracy")
     names = list(dict.fromkeys(table[lines]))
     registry = ACTIVATIONS if lines == "activation" else METHODS
@@ -178,14 +178,14 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
         *(["▼ mean below the axis"] if below else []),
         x_label=curves.x_label,
     )
-    if not curves.groups and curves.columns != "split":  # else recipe and activation say it
+    if not curves.groups and curves.columns != "split":  # otherwise recipe and activation suffice
         points = points.drop(columns="column")
     points = points.rename(columns={"x": x, "mean": "accuracy_percent", "low": "ci95_low", "high": "ci95_high"})
     return figure, points
 
 
 def _with_strengths(looks: dict[str, dict], table: pd.DataFrame) -> dict[str, dict]:
-    """Legend entries of methods with their one strength: ``gradient penalty, ρ = 0.1``."""
+    """Add the strength to the labels of methods with a single strength: ``gradient penalty, ρ = 0.1``."""
     for name, look in looks.items():
         strengths = table.loc[table["method"] == name, "strength"].unique()
         if name != "sgd" and len(strengths) == 1:

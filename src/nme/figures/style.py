@@ -1,6 +1,7 @@
-"""What all figures share: sizes, fonts, colours, panels, the legend, the footer.
+"""Common style of all figures: sizes, fonts, colours, panels, legend, footer.
 
-Figures are as wide as a journal's column and legible there: two panels side by side, letters of 6 points and more.
+Figures have the width of a journal's column and are legible there: two panels side by side, most letters of at least 6
+points.
 """
 
 import math
@@ -37,13 +38,13 @@ RC = {
     "pdf.fonttype": 42,  # text stays text
 }
 
-# For what config/style.yaml does not name: Okabe and Ito's colours, safe for colour-blind readers.
+# Colours for names that config/style.yaml omits: Okabe and Ito's, safe for colour-blind readers.
 FALLBACK = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def colours(chosen: dict[str, str], names: list[str]) -> dict[str, str]:
-    """A colour for each name: the configured one, else the next free fallback."""
+    """Choose a colour for each name: the configured one, or the next free fallback."""
     free = [c for c in FALLBACK if c not in chosen.values()] or list(FALLBACK)
     rest = [name for name in names if name not in chosen]
     return {
@@ -53,7 +54,7 @@ def colours(chosen: dict[str, str], names: list[str]) -> dict[str, str]:
 
 
 def panels(number: int) -> tuple[Figure, list[Axes]]:
-    """A figure of a column's width with ``number`` panels, two in a row."""
+    """Create a figure of a column's width with ``number`` panels, two per row."""
     columns = min(number, 2)
     rows = math.ceil(number / columns)
     figure = Figure(figsize=(COLUMN, rows * PANEL_HEIGHT + 2.2 * CM))
@@ -64,7 +65,7 @@ def panels(number: int) -> tuple[Figure, list[Axes]]:
 
 
 def legend(figure: Figure, grid: list[Axes], *more: Artist) -> None:
-    """One legend above all panels: every label once, ``more`` last, in as many columns as fit."""
+    """Draw one legend above all panels: every label once, ``more`` last, in as many columns as fit."""
     found = {}
     for axes in grid:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -75,7 +76,7 @@ def legend(figure: Figure, grid: list[Axes], *more: Artist) -> None:
 
 
 def footer(figure: Figure, *facts: str, x_label: str = "") -> None:
-    """Below everything: the label of all panels' x axes, and discreet lines with the facts and the version."""
+    """Write the common label of the x axes below all panels, then small lines with the facts and the version."""
     wide = int(97 * figure.get_figwidth() / COLUMN)
     lines = [""]
     for fact in [*facts, f"nme {__version__}"]:
@@ -91,7 +92,7 @@ def footer(figure: Figure, *facts: str, x_label: str = "") -> None:
 
 
 def strength_axis(axes: Axes, strengths: list[float]) -> None:
-    """A logarithmic axis of strengths that shows 0, at the left end of a short linear part."""
+    """Set a logarithmic axis of strengths that includes 0, at the left end of a short linear part."""
     positive = [s for s in strengths if s > 0]
     if positive:
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
@@ -100,14 +101,14 @@ def strength_axis(axes: Axes, strengths: list[float]) -> None:
 
 
 def parameter_axis(axes: Axes, values: list[float]) -> None:
-    """A logarithmic axis of values > 0, with base 2."""
+    """Set a logarithmic axis of values > 0, with base 2."""
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(values) / 1.2, max(values) * 1.2)
     _ticks(axes, values)
 
 
 def time_axis(axes: Axes) -> None:
-    """A square-root axis of fractions of the training, since most changes early; a margin on both sides."""
+    """Set a square-root axis of fractions of the training, since most changes are early; a margin on both sides."""
     axes.set_xscale("function", functions=(lambda x: np.sign(x) * np.abs(x) ** 0.5, lambda y: y * np.abs(y)))
     axes.set_xlim(-0.002, 1.08)
     axes.set_xticks((0, 0.1, 0.4, 1), ("0", "0.1", "0.4", "1"))
@@ -115,7 +116,7 @@ def time_axis(axes: Axes) -> None:
 
 
 def _ticks(axes: Axes, values: list[float]) -> None:
-    """Ticks at the values; labels where they do not touch: a quarter of the axis and a sixth of a decade apart."""
+    """Set ticks at all values, and labels that cannot touch: a quarter of the axis and a sixth of a decade apart."""
     span = math.log10(max(values) / min(v for v in values if v > 0)) if max(values) > 0 else 0
     apart = 10 ** max(0.17, span / 4)
     shown: list[float] = []
@@ -127,7 +128,7 @@ def _ticks(axes: Axes, values: list[float]) -> None:
 
 
 def _short(value: float) -> str:
-    """A number for an axis: below 0.01 as a power of ten.
+    """Format a number for an axis: below 0.01 as a power of ten.
 
     >>> _short(0.03), _short(0.003), _short(0.001)
     ('0.03', '3·10$^{-3}$', '10$^{-3}$')

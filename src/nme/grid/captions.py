@@ -1,4 +1,4 @@
-"""What a caption says of a figure at this scale."""
+"""Caption sentences that depend on the scale."""
 
 from nme.config.fields import AXIS_IN_NAME
 from nme.config.project import Project
@@ -7,7 +7,7 @@ from nme.grid.claims import map_spec
 
 
 def scale_sentence(project: Project, name: str) -> str:
-    """A sentence for the caption: the values and the seeds that a grid figure or a map shows at this scale."""
+    """Caption sentence of a grid figure or a map: the values and seeds at this scale."""
     figure, scale = project.figures[name], project.scale
     if figure.map:
         titles = [setting.title for setting in map_spec(project, name).recipes.values()]

@@ -1,4 +1,4 @@
-"""Cells and members: what is trained. Planning imports no torch.
+"""Cells and members, the units of training. Planning imports no torch.
 
 A *cell* is one combination of recipe, activation, training method and strength. A *member* is a cell with a seed.
 """
@@ -17,9 +17,9 @@ from nme.registry import number
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One combination of what is compared; every field in its one spelling.
+    """One combination of compared things; every field in canonical spelling.
 
-    Strength 0 of any method is plain SGD, so all curves share that cell.
+    Every method with strength 0 is plain SGD, so all curves share that cell.
     """
 
     recipe: str
@@ -29,7 +29,7 @@ class Cell:
 
     @classmethod
     def of(cls, recipe: str, activation: str, method: str, strength: float | str) -> "Cell":
-        """The cell, from any spelling of its names and numbers.
+        """Create the cell from any spelling of its names and numbers.
 
         Raises:
             NmeError: an unknown name, or a strength that is not a number ≥ 0.
@@ -47,15 +47,15 @@ class Cell:
 
     @classmethod
     def from_path(cls, path: str) -> "Cell":
-        """The cell whose ``path`` this is."""
+        """Parse a ``path``."""
         return cls.of(*path.split("/"))
 
 
 def jobs_of_seeds(seeds: int, seeds_per_job: int) -> list[range]:
-    """How the members of a cell are shared out to jobs.
+    """Distribution of a cell's members over jobs.
 
-    Every ``seeds_per_job`` seeds share one process; those that are left have one each, so that one more seed trains
-    only new members, until it completes a job.
+    Every ``seeds_per_job`` seeds share one process. Each remaining seed has its own process, so that an additional seed
+    trains only new members, unless it completes a job.
 
     >>> jobs_of_seeds(7, 3)
     [range(0, 3), range(3, 6), range(6, 7)]
@@ -66,18 +66,18 @@ def jobs_of_seeds(seeds: int, seeds_per_job: int) -> list[range]:
 
 
 def format_seeds(seeds: range) -> str:
-    """``0-4`` or ``5``, as in a path."""
+    """Format seeds as in a path: ``0-4`` or ``5``."""
     return f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
 
 
 def parse_seeds(text: str) -> range:
-    """The seeds that ``format_seeds`` wrote."""
+    """Parse the output of ``format_seeds``."""
     first, _, last = text.partition("-")
     return range(int(first), int(last or first) + 1)
 
 
 def expand(name: str, axes: dict[str, list[str]]) -> list[str]:
-    """The names that a name with axes in braces stands for, one a value.
+    """Expand a name with axes in braces into one name per value.
 
     >>> expand("beta_gelu-beta={beta}", {"beta": ["1", "4"]})
     ['beta_gelu-beta=1', 'beta_gelu-beta=4']
@@ -109,21 +109,21 @@ def training_jobs(figure: Figure, scale: Scale) -> list[tuple[Cell, range]]:
 
 
 def measurements(project: Project) -> dict[Cell, dict[str, list[float]]]:
-    """What is measured on the networks of each cell that a figure measures: all that any of them asks for.
+    """Collect the measurements of each cell, over all figures that measure.
 
     Returns:
-        For each such cell the quantities, each with when: fractions of the training, ascending.
+        For each measured cell its quantities, each with its times: fractions of the training, ascending.
     """
-    wanted: dict[Cell, dict[str, set[float]]] = {}
+    needed: dict[Cell, dict[str, set[float]]] = {}
     for figure in project.figures.values():
         if figure.measure:
             at = {float(value) for value in project.scale.axes[figure.measure.at]}
             for cell in cells(figure, project.scale):
                 for quantity in figure.measure.quantities:
-                    wanted.setdefault(cell, {}).setdefault(quantity, set()).update(at)
-    return {cell: {name: sorted(at) for name, at in sorted(found.items())} for cell, found in wanted.items()}
+                    needed.setdefault(cell, {}).setdefault(quantity, set()).update(at)
+    return {cell: {name: sorted(at) for name, at in sorted(found.items())} for cell, found in needed.items()}
 
 
 def snapshots(measurement: dict[str, list[float]]) -> list[float]:
-    """When the network of a cell is kept, as fractions of the training: whenever a quantity of it is measured."""
+    """Times at which a cell's network is saved, as fractions of the training: all times of its quantities."""
     return sorted({at for times in measurement.values() for at in times})

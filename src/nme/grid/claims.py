@@ -1,4 +1,4 @@
-"""Specs of the stages claims and map: contrasts of the configuration become lists of cells."""
+"""Specs of the stages claims and map, with the configuration's contrasts as lists of cells."""
 
 from itertools import product
 
@@ -24,17 +24,17 @@ from nme.grid.specs import (
 
 
 def term_cells(project: Project, figure: str, term: str) -> Term:
-    """The (activation, method, strength) that a term of a contrast stands for, each once, in any recipe of the figure.
+    """Expand a term of a contrast into distinct (activation, method, strength), valid in any recipe of the figure.
 
     A term is ``activation/method/axis`` or ``activation/sgd``; a comma separates alternatives.
 
     Raises:
-        NmeError: the term is not written so, names an unknown axis, or is not among the figure's cells.
+        NmeError: the term has a different form, names an unknown axis, or is not among the figure's cells.
     """
     scale = project.scale
     parts = [part.split(",") for part in term.split("/")]
     if len(parts) not in (2, 3) or (len(parts) == 2 and parts[1] != ["sgd"]):
-        raise NmeError(f"'{term}' is no term (allowed: activation/method/axis, or activation/sgd)")
+        raise NmeError(f"'{term}' is not a term (allowed: activation/method/axis, or activation/sgd)")
     unknown_axes = {a for a in [*AXIS_IN_NAME.findall(term), *(parts[2:] or [[]])[0]] if a not in scale.axes}
     if unknown_axes:
         known = unknown(f"axis of scale '{project.config.scale}'", min(unknown_axes), scale.axes)
@@ -55,14 +55,14 @@ def claims_spec(project: Project, name: str) -> ClaimsSpec:
     """The spec of the claims table.
 
     Raises:
-        NmeError: a claim's figure is not there, has no grid, or lacks a training that a contrast names; the terms of a
-            contrast do not pair up; two claims have the same number; or no recipe has all contrasts of a claim.
+        NmeError: a claim's figure does not exist, has no grid, or lacks a training that a contrast names; the terms of
+            a contrast do not pair up; two claims have the same number; or no recipe has all contrasts of a claim.
     """
     claims = project.figures[name].claims
     numbers = [claim.number for claim in claims.list]
-    twice = [n for n in numbers if numbers.count(n) > 1]
-    if twice:
-        raise NmeError(f"claims: number {twice[0]} is given to more than one claim (each needs its own)")
+    duplicates = [n for n in numbers if numbers.count(n) > 1]
+    if duplicates:
+        raise NmeError(f"claims: more than one claim has the number {duplicates[0]} (each needs its own)")
     return ClaimsSpec(
         scale=project.config.scale,
         smallest_effect=SmallestEffect(**claims.smallest_effect.model_dump()),
@@ -84,15 +84,15 @@ def map_spec(project: Project, name: str) -> MapSpec:
     """The spec of the map.
 
     A contrast that is tested cell by cell (``over`` each or any) enters with the mean over its cells, which are chosen
-    beforehand: the best of several would be too large, and more so where seeds differ more.
+    beforehand. The best of several effects would be biased upwards, the more so the more seeds differ.
 
     Raises:
         NmeError: a claim is unknown, wrong, about traces or about similarity; the figure of the shares does not measure
-            them, on that activation, during training; or a claim has no recipe in common with it.
+            them on that activation during training; or a claim has no recipe in common with that figure.
     """
-    wanted, scale = project.figures[name].map, project.scale
+    chart, scale = project.figures[name].map, project.scale
     try:
-        recipes = _recipes_with_shares(project, wanted)
+        recipes = _recipes_with_shares(project, chart)
         claims = [_mapped_claim(project, claim, recipes) for claim in claims_of_map(project, name)]
     except NmeError as error:
         raise NmeError(f"{name}: {error}") from None
@@ -112,34 +112,34 @@ def map_spec(project: Project, name: str) -> MapSpec:
         scale=project.config.scale,
         smallest_effect=smallest.points,
         claims=claims,
-        shares=SharesSpec(figure=wanted.shares, activation=wanted.activation),
+        shares=SharesSpec(figure=chart.shares, activation=chart.activation),
         recipes=settings,
         version=STAGE_VERSION["map"],
     )
 
 
-def _recipes_with_shares(project: Project, wanted: Map) -> list[str]:
+def _recipes_with_shares(project: Project, chart: Map) -> list[str]:
     """The recipes on which the shares of a map are measured, in the order of the panels."""
     scale = project.scale
     able = [n for n, f in project.figures.items() if f.measure and "update_shares" in f.measure.quantities]
-    if wanted.shares not in able:
-        raise NmeError(f"map.shares: {unknown('figure with update_shares', wanted.shares, able)}")
-    figure = project.figures[wanted.shares]
+    if chart.shares not in able:
+        raise NmeError(f"map.shares: {unknown('figure with update_shares', chart.shares, able)}")
+    figure = project.figures[chart.shares]
     plain = [cell for cell in cells(figure, scale) if cell.method == "sgd"]
     activations = sorted({cell.activation for cell in plain})
-    if wanted.activation not in activations:
-        known = unknown(f"activation of '{wanted.shares}' with plain SGD", wanted.activation, activations)
+    if chart.activation not in activations:
+        known = unknown(f"activation of '{chart.shares}' with plain SGD", chart.activation, activations)
         raise NmeError(f"map.activation: {known}")
     times = scale.axes[figure.measure.at]
     if not any(float(at) > 0 for at in times):
         raise NmeError(
-            f"map.shares: '{wanted.shares}' measures at {', '.join(times)} alone (allowed: an axis with a time after 0)"
+            f"map.shares: '{chart.shares}' measures at {', '.join(times)} alone (allowed: an axis with a time after 0)"
         )
     return scale.panels[figure.grid.panels]
 
 
 def _mapped_claim(project: Project, claim: Claim, recipes: list[str]) -> MappedClaim:
-    """A claim of the map, on those of its recipes that have shares."""
+    """Spec of a claim of the map, restricted to recipes with shares."""
     if any(contrast.trace for contrast in claim.contrasts):
         raise NmeError(f"map.claims: claim {claim.number} is about traces (allowed: claims about accuracies)")
     aimless = [contrast.expect for contrast in claim.contrasts if contrast.expect in ("similar", "different")]
@@ -158,7 +158,7 @@ def _mapped_claim(project: Project, claim: Claim, recipes: list[str]) -> MappedC
 
 
 def _recipes(project: Project, claim: Claim) -> list[str]:
-    """The recipes that all contrasts of a claim have, in the order of the first one's panels."""
+    """Recipes that all contrasts of a claim have, in the order of the first contrast's panels."""
     figures = [project.figures[contrast.figure or claim.figure] for contrast in claim.contrasts]
     panels = [project.scale.panels[figure.grid.panels] for figure in figures]
     found = [recipe for recipe in panels[0] if all(recipe in others for others in panels)]
@@ -221,7 +221,7 @@ def _paired(terms: dict[str, list[Term]], over: str) -> dict[str, list[Term]]:
 
 
 def _positions(term: Term) -> dict[float, tuple[str, str, str]]:
-    """The cells of a term of a trend by their strength, or by the one parameter of their activation that varies."""
+    """Cells of a trend's term, by strength or by the one activation parameter that varies."""
     activations = [ACTIVATIONS.parse(activation) for activation, _, _ in term]
     methods = {method for _, method, strength in term if strength != "0"}
     by_strength = {float(cell[2]): cell for cell in term}

@@ -8,22 +8,22 @@ from nme.grid.cells import Cell, format_seeds, training_jobs
 
 
 def job_folder(scale: str, stage: str, cell: Cell, seeds: range) -> str:
-    """Where a job of the stage ``train`` or ``measure`` has its results."""
+    """Folder with the results of a job of the stage ``train`` or ``measure``."""
     return f"results/{scale}/{stage}/{cell.path}/seed={format_seeds(seeds)}"
 
 
 def metrics_path(scale: str, cell: Cell, seeds: range) -> str:
-    """Where the metrics of one training job are."""
+    """Path of the metrics of one training job."""
     return f"{job_folder(scale, 'train', cell, seeds)}/metrics.parquet"
 
 
 def measured_path(scale: str, cell: Cell, seeds: range) -> str:
-    """Where the measurements of the networks of one training job are."""
+    """Path of the measurements on the networks of one training job."""
     return f"{job_folder(scale, 'measure', cell, seeds)}/measured.parquet"
 
 
 def sources(project: Project, name: str) -> list[str]:
-    """The files that a figure's table is made from."""
+    """Input files of a figure's table."""
     figure, scale = project.figures[name], project.config.scale
     if figure.landscape:
         return [f"results/{scale}/landscape/{name}.parquet"]
@@ -42,7 +42,7 @@ def figures_read(project: Project, name: str) -> list[str]:
 
 
 def table_path(project: Project, name: str) -> str:
-    """What a figure is drawn from: its table, the landscape itself, the claims, or the map."""
+    """Path of the table that a figure shows: its own table, the landscape, the claims or the map."""
     figure = project.figures[name]
     if figure.landscape:
         return sources(project, name)[0]
@@ -56,7 +56,7 @@ def claims_of_map(project: Project, name: str) -> list[Claim]:
     known = {c.number: c for f in project.figures.values() if f.claims for c in f.claims.list}
     missing = [number for number in project.figures[name].map.claims if number not in known]
     if missing:
-        numbers = ", ".join(map(str, sorted(known))) or "none, as there is no figure with claims"
+        numbers = ", ".join(map(str, sorted(known))) or "none, since no figure has claims"
         raise NmeError(f"map.claims: there is no claim {missing[0]} (allowed: {numbers})")
     return [known[number] for number in project.figures[name].map.claims]
 

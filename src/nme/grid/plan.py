@@ -1,9 +1,9 @@
-"""What a figure would cost before anything runs: jobs, members, steps, hours, memory and disk.
+"""Estimated cost of a figure before anything runs: jobs, members, steps, hours, memory and disk.
 
-A training step costs its method's count of gradients (``Method.gradients``), and a gradient three forward passes, whose
-floating point operations are counted on the recipe's network. ``SPEED`` turns operations into seconds; it was measured
-on one core of a laptop-class processor, and is a guess of half the dense float32 speed for a data centre's GPU, which a
-shorter ``precision`` multiplies by ``FASTER``, another guess.
+A training step costs its method's number of gradients (``Method.gradients``), and a gradient costs three forward
+passes, whose floating-point operations are counted on the recipe's network. ``SPEED`` turns operations into seconds.
+The CPU's speed was measured on one core of a laptop-class processor; the GPU's is a guess, half the dense float32 speed
+of a data-centre GPU. ``FASTER``, also a guess, is the gain of a shorter ``precision`` there.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from nme.methods import METHODS
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a device is: operations a second, seconds a gradient beside them, and seconds to start a job."""
+    """Speed of a device: operations per second, overhead in seconds per gradient, and seconds to start a job."""
 
     operations: float
     overhead: float
@@ -28,8 +28,8 @@ class Speed:
 
 SPEED = {"cpu": Speed(2.5e10, 0.4e-3, 3.3), "cuda": Speed(1e13, 3e-3, 15)}
 FASTER = {"fp32": 1, "tf32": 3, "bf16": 6}
-SNAPSHOT_BYTES = 4  # a parameter
-METRICS_BYTES = 12_000  # a job's parquet file, with its provenance
+SNAPSHOT_BYTES = 4  # per parameter
+METRICS_BYTES = 12_000  # per job: its parquet file, with provenance
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Cost:
         jobs: training and measurement jobs.
         members: trained networks.
         steps: training steps of all members.
-        hours: by device, of one core (``cpu``) or one GPU (``cuda``), of all jobs one after the other.
-        memory_mb: the most that a job asks for at its first attempt.
-        disk_mb: results, without prepared data.
+        hours: by device, for all jobs one after the other on one core (``cpu``) or one GPU (``cuda``).
+        memory_mb: largest memory request of a job at its first attempt.
+        disk_mb: size of the results, without prepared data.
     """
 
     jobs: int
@@ -75,10 +75,10 @@ def network_of(scale: Scale, recipe: Recipe) -> tuple[float, int]:
 
 
 class Estimate:
-    """How long each job of a project takes on a device, in seconds besides its start.
+    """Estimated seconds of each job of a project on a device, without its start.
 
     Args:
-        project: at its scale.
+        project: project, with its scale.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -91,7 +91,7 @@ class Estimate:
         self.operations = {name: self.speed.operations * faster[r.precision] for name, r in recipes.items()}
 
     def training(self, cell: Cell, seeds: range) -> float:
-        """Of a training job."""
+        """Seconds of a training job."""
         scale = self.project.scale
         recipe, operations = scale.recipes[cell.recipe], self.networks[cell.recipe][0]
         steps = (
@@ -105,7 +105,7 @@ class Estimate:
         )
 
     def measuring(self, cell: Cell, seeds: range) -> float:
-        """Of the job that measures what a training job kept."""
+        """Seconds of the job that measures a training job's snapshots."""
         settings = self.project.scale.measurement
         batches = settings.examples / self.project.scale.recipes[cell.recipe].batch_size
         products = sum(_products(settings, name, batches) * len(at) for name, at in self.kept[cell].items())
@@ -117,14 +117,14 @@ class Estimate:
 
 
 def cost(estimates: dict[str, Estimate], figures: Iterable[str]) -> Cost:
-    """The cost of everything that these figures are made from, each training once; estimates are by device."""
+    """Total cost of the jobs of these figures, each training counted once; estimates are by device."""
     one = estimates["cpu"]
     project, scale = one.project, one.project.scale
     figures = list(figures)
-    wanted = [project.figures[name] for name in figures]
-    wanted += [project.figures[read] for name in figures for read in figures_read(project, name)]
-    trained = {job for figure in wanted if figure.grid for job in training_jobs(figure, scale)}
-    measured = {job for figure in wanted if figure.measure for job in training_jobs(figure, scale)}
+    needed = [project.figures[name] for name in figures]
+    needed += [project.figures[read] for name in figures for read in figures_read(project, name)]
+    trained = {job for figure in needed if figure.grid for job in training_jobs(figure, scale)}
+    measured = {job for figure in needed if figure.measure for job in training_jobs(figure, scale)}
     jobs = len(trained) + len(measured)
     hours = {device: _seconds(estimate, trained, measured) / 3600 for device, estimate in estimates.items()}
     steps, members, disk = 0, 0, jobs * METRICS_BYTES
@@ -144,11 +144,11 @@ def _seconds(estimate: Estimate, trained: Iterable[tuple], measured: Iterable[tu
 
 
 def _products(settings: Measurement, quantity: str, batches: float) -> float:
-    """Products with H, G or N of one training batch that a quantity takes, roughly.
+    """Approximate number of products with one training batch's H, G or N that a quantity takes.
 
-    ``batches`` is how many training batches ``settings.examples`` are.
+    ``batches`` is ``settings.examples`` in units of training batches.
     """
-    if quantity == "update_shares":  # 20 F for each of its batches; a product is 2.5 gradients, of 3 F each
+    if quantity == "update_shares":  # 20 F for each of its batches; a product costs 2.5 gradients of 3 F each
         return 3 * settings.update_batches
     spectrum = 3 * settings.spectrum_probes * settings.lanczos_steps
     found = {"traces": settings.probes, "squared_norms": 6 * settings.probes, "spectrum": spectrum}
@@ -156,7 +156,7 @@ def _products(settings: Measurement, quantity: str, batches: float) -> float:
 
 
 def plan(project: Project) -> dict[str, Cost]:
-    """The cost of each figure by itself, and of all of them together, which share trainings."""
+    """Cost of each figure by itself, and of all figures together, which share trainings."""
     estimates = {device: Estimate(project, device) for device in SPEED}
     found = {name: cost(estimates, [name]) for name in project.figures}
     return {**found, "all": cost(estimates, list(project.figures))}

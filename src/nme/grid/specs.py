@@ -20,7 +20,7 @@ from nme.methods import METHODS
 from nme.models.settings import Count
 from nme.quantities import QUANTITIES
 
-# Raise a stage's number when its results change for the same settings: Snakemake then makes them again.
+# Raise a stage's number when its results change for the same settings: Snakemake then runs the stage again.
 STAGE_VERSION = {"prepare": 2, "train": 5, "measure": 3, "landscape": 2, "tables": 1, "claims": 4, "map": 1, "plot": 5}
 
 ActivationName = Annotated[str, registered(ACTIVATIONS)]
@@ -57,9 +57,9 @@ class PrepareSpec(Spec):
 
 
 class TrainSpec(Spec):
-    """What decides the metrics and snapshots of a training job, besides its data.
+    """Settings that decide the metrics and snapshots of a training job, besides its data.
 
-    The network is kept for measurement at the fractions ``snapshots`` of the training.
+    The network is saved for measurement at the fractions ``snapshots`` of the training.
     """
 
     recipe: Training
@@ -72,7 +72,7 @@ class TrainSpec(Spec):
 
 
 class MeasureSpec(Spec, Measurement):
-    """What decides the measurements on the networks of a training job, besides them and the data.
+    """Settings that decide the measurements on a training job's networks, besides networks and data.
 
     ``quantities`` says when each is measured, as fractions of the training.
     """
@@ -85,7 +85,7 @@ class MeasureSpec(Spec, Measurement):
 
 
 class LandscapeSpec(Spec, Landscape):
-    """What decides a landscape."""
+    """Settings that decide a landscape."""
 
     version: int
 
@@ -99,7 +99,7 @@ class TablePanel(Closed):
 
 
 class TableSpec(Spec):
-    """What decides the table of a grid figure: its cells, their seeds, where they are and how panels are titled."""
+    """Settings that decide the table of a grid figure: its cells, seeds, paths and panel titles."""
 
     scale: str
     seeds: Count
@@ -186,7 +186,7 @@ class MapSpec(Spec):
 
 
 class PlotSpec(Spec):
-    """What decides how a figure looks, besides its table: only the colours that it shows."""
+    """Settings that decide a figure's look, besides its table; of the colours only those that the figure shows."""
 
     figure: str
     scale: str
@@ -229,9 +229,9 @@ def train_spec(recipe: Recipe, cell: Cell, seeds: range, snapshots: list[float])
 def measure_spec(project: Project, cell: Cell, seeds: range, measurement: dict[str, list[float]]) -> MeasureSpec:
     """The spec of a job that measures the networks of a training job.
 
-    ``measurement`` is the cell's of ``measurements``.
+    ``measurement`` is the cell's entry of ``measurements``.
     """
-    # A setting of one quantity is left out where that is not measured: a change of it must not repeat the others.
+    # A setting of a quantity that is not measured is left out: changing the setting must not repeat other measurements.
     unused = set() if "update_shares" in measurement else {"update_batches"}
     return MeasureSpec(
         **project.scale.measurement.model_dump(exclude_none=True, exclude=unused),
@@ -288,6 +288,6 @@ def plot_spec(project: Project, name: str) -> PlotSpec:
 
 
 def _colours(chosen: dict[str, str], names: list[str]) -> dict[str, str]:
-    """The colours of those names that have one: their own, or that of all of their name, whatever the parameter."""
+    """Colours of the names: a colour for the exact name, otherwise for the name without parameters, otherwise none."""
     found = {name: chosen.get(name, chosen.get(name.split("-")[0])) for name in names}
     return {name: colour for name, colour in found.items() if colour}

@@ -1,4 +1,4 @@
-"""How far each figure is: its jobs that are done, running or have failed, and the time that is left."""
+"""Progress of each figure: jobs that are done, running or failed, and the remaining time."""
 
 import csv
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ class Job:
     """One training or measurement.
 
     Attributes:
-        state: ``done``: its result is there, of the settings that it has now; ``running``: a process holds its lock;
-            ``failed``: it wrote into its log and ended without a result; ``waiting``.
-        seconds: the estimate.
-        measured: seconds that it took, if it is done.
+        state: ``done``: a result with the current settings exists; ``running``: a process holds the job's lock;
+            ``failed``: the job wrote into its log and ended without a result; ``waiting``: otherwise.
+        seconds: estimated duration.
+        measured: actual duration in seconds, if the job is done.
     """
 
     state: str
@@ -33,11 +33,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Progress:
-    """The jobs of one figure at a scale, and whether ``figures/`` holds it as drawn from them.
+    """The jobs of one figure at a scale; ``drawn`` is True if ``figures/`` holds the figure at this scale.
 
     Attributes:
-        jobs: by output.
-        hours_left: of those that are not done, as many at a time as are running now.
+        jobs: jobs by output.
+        hours_left: hours for the unfinished jobs, with as many in parallel as run now.
     """
 
     figure: str
@@ -46,19 +46,19 @@ class Progress:
     hours_left: float
 
     @property
-    def wanted(self) -> int:
-        """How many jobs the figure needs."""
+    def needed(self) -> int:
+        """Number of jobs that the figure needs."""
         return len(self.jobs)
 
     def count(self, state: str) -> int:
-        """How many of its jobs are in a state."""
+        """Number of jobs in a state."""
         return sum(job.state == state for job in self.jobs.values())
 
 
 def status(project: Project, device: str, root: Path = Path()) -> list[Progress]:
     """Progress of every figure at the project's scale, and of ``all``, from the files below ``root``.
 
-    What is left is what ``nme plan`` estimates for the device, scaled by what the finished jobs took.
+    The remaining time is the estimate of ``nme plan`` for the device, scaled by the durations of finished jobs.
     """
     estimate = Estimate(project, device)
     figures = {name: _jobs(project, name, estimate, root) for name in project.figures}
@@ -78,7 +78,7 @@ def status(project: Project, device: str, root: Path = Path()) -> list[Progress]
 
 
 def _jobs(project: Project, name: str, estimate: Estimate, root: Path) -> dict[str, Job]:
-    """The figure's jobs by their outputs; those of the claims and the map are those of the figures they read."""
+    """Jobs of a figure, by output; the claims and the map have the jobs of the figures that they read."""
     figure, scale = project.figures[name], project.config.scale
     if figure.claims or figure.map:
         read = [_jobs(project, n, estimate, root) for n in figures_read(project, name)]
@@ -115,7 +115,7 @@ def _job(root: Path, path: str, spec: Spec, seconds: float) -> Job:
 
 
 def _scale_drawn(numbers: Path) -> str | None:
-    """The scale of the plotted numbers beside a figure; None if there are none."""
+    """Scale of the plotted numbers next to a figure; None if the file does not exist."""
     if not numbers.exists():
         return None
     with numbers.open(encoding="utf-8", newline="") as file:

@@ -1,6 +1,6 @@
-"""Models by name. To add one: a module here with a settings class, listed in ``MODELS``.
+"""Models by name. To add one: write a module with a settings class and list the class in ``MODELS``.
 
-Settings are checked without torch; ``build`` makes the ``torch.nn.Module``.
+Settings are checked without torch; ``build`` creates the ``torch.nn.Module``.
 """
 
 from nme.models.cnn import Cnn

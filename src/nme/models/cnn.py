@@ -1,4 +1,4 @@
-"""Plain convolutional network, 1-d or 2-d by the data."""
+"""Plain convolutional network, 1-d or 2-d depending on the data."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ from nme.models.settings import Count, ModelSettings
 
 
 def _count_or_counts(value: Any, check: Any) -> Any:
-    """Give one message, where pydantic gives one per alternative."""
+    """Raise a single message; pydantic would give one per alternative."""
     try:
         return check(value)
     except ValueError:

@@ -1,4 +1,4 @@
-"""ResNet-50 for large images (He et al. 2016), torchvision's, with any activation."""
+"""ResNet-50 for large images (He et al. 2016), from torchvision, with any activation."""
 
 from typing import Literal
 
@@ -9,10 +9,10 @@ from nme.models.settings import ModelSettings
 
 
 class Resnet50(ModelSettings):
-    """torchvision's ResNet-50, each of its ReLUs replaced; 25.6 million parameters for 1,000 classes.
+    """torchvision's ResNet-50 with each ReLU replaced; 25.6 million parameters for 1,000 classes.
 
-    It starts as torchvision's does: convolutions normal with variance 2/fan_out (He), batch norm 1 and 0, the head by
-    PyTorch's own rule.
+    Initialised as in torchvision: convolutions normal with variance 2/fan_out (He), batch norm 1 and 0, the head by
+    PyTorch's default.
     """
 
     name: Literal["resnet50"] = Field(description="ResNet-50, for colour images of 32×32 pixels and more.")
@@ -21,7 +21,7 @@ class Resnet50(ModelSettings):
         """See ``ModelSettings.build``.
 
         Raises:
-            NmeError: the input is no colour image (3, height, width).
+            NmeError: the input is not a colour image (3, height, width).
         """
         from torch import nn
         from torchvision.models import resnet50
@@ -37,5 +37,5 @@ class Resnet50(ModelSettings):
             if isinstance(module, nn.ReLU):
                 model.set_submodule(name, Activate(activation))
             elif isinstance(module, nn.Conv2d):
-                module.__class__ = Conv2d  # which adds no state
+                module.__class__ = Conv2d  # this subclass adds no state
         return model

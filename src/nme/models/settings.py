@@ -1,4 +1,4 @@
-"""What every model's settings share."""
+"""Base class of all models' settings."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Count = Annotated[int, Field(strict=True, gt=0)]
 
 
 class ModelSettings(BaseModel):
-    """A model as a recipe describes it."""
+    """Settings of a model in a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def build(self, shape: tuple[int, ...], classes: int, activation: Activation) -> nn.Module:
-        """The module that maps (B, *shape) to logits (B, classes).
+        """Create the module that maps (B, *shape) to logits (B, classes).
 
-        Initialised by PyTorch's own rule (Kaiming uniform with a = √5, U(±1/√fan_in), weights and biases) unless the
-        model says otherwise, from PyTorch's global generator. Activations take no part, so models that differ only in
-        it start equal.
+        Initialised by PyTorch's default (Kaiming uniform with a = √5, U(±1/√fan_in), weights and biases) unless the
+        model's docstring differs, from PyTorch's global generator. The activation has no influence, so models that
+        differ only in their activation start with equal parameters.
         """
         raise NotImplementedError

@@ -11,13 +11,13 @@ from nme.models.settings import Count, ModelSettings
 class WideResnet(ModelSettings):
     """WRN-depth-widen: pre-activation blocks in three groups of 16, 32 and 64 times ``widen`` channels.
 
-    Without dropout. The data decide whether its convolutions, batch norms and pooling are 1-d or 2-d. WRN-28-10 has
-    36.5 million parameters on 32×32 colour images and 10 classes.
+    No dropout. Convolutions, batch norms and pooling are 1-d or 2-d depending on the data. WRN-28-10 has 36.5 million
+    parameters for 32×32 colour images and 10 classes.
     """
 
     name: Literal["wide_resnet"] = Field(description="A wide residual network, 1-d for signals and 2-d for images.")
-    depth: Count = Field(description="Layers; 6n + 4 for n blocks a group.")
-    widen: Count = Field(description="Factor of the channels.")
+    depth: Count = Field(description="Number of layers, 6n + 4 for n blocks per group.")
+    widen: Count = Field(description="Factor of the number of channels.")
 
     @model_validator(mode="after")
     def _whole_blocks(self) -> "WideResnet":
@@ -46,7 +46,7 @@ class WideResnet(ModelSettings):
         pool = nn.AdaptiveAvgPool1d if signals else nn.AdaptiveAvgPool2d
 
         class Block(nn.Module):
-            """x + conv(φ(bn(conv(φ(bn(x)))))); where the shape changes, a size-1 convolution of φ(bn(x)) replaces x."""
+            """x + conv(φ(bn(conv(φ(bn(x)))))); if the shape changes, a size-1 convolution of φ(bn(x)) replaces x."""
 
             def __init__(self, inputs: int, outputs: int, stride: int):
                 super().__init__()

@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all."""
+"""Atomic writing: an output is complete or absent."""
 
 import os
 import tempfile
@@ -9,12 +9,12 @@ from pathlib import Path
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside ``path`` that becomes ``path`` when the block succeeds and is removed when it fails.
+    """Yield a temporary path next to ``path``; rename it to ``path`` if the block succeeds, delete it otherwise.
 
-    The temporary keeps the file name's ending, since libraries choose a format by it.
+    The temporary file keeps the suffix, since libraries choose the format by suffix.
 
     Raises:
-        OSError: the folder or the file cannot be written (a full disk, say); nothing is left behind.
+        OSError: the folder or the file cannot be written (for example, the disk is full); no partial file remains.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,12 +25,12 @@ def atomic(path: Path | str) -> Iterator[Path]:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; results are the group's
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; the group must be able to read results
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.filename is None:  # pyarrow names no file
+        if error.filename is None:  # pyarrow's errors do not name the file
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     finally:
@@ -38,6 +38,6 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 
 def clear_partial(folder: Path) -> None:
-    """Delete the temporaries that a killed process left in ``folder``; only where no other process writes."""
+    """Delete temporary files of killed processes in ``folder``; call it only if no other process writes there."""
     for path in folder.glob(".partial-*"):
         path.unlink(missing_ok=True)

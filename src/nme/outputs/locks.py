@@ -1,7 +1,7 @@
-"""Locks between processes; of a killed one the kernel lets go.
+"""Locks between processes. The kernel releases a killed process's lock.
 
-Not by ``filelock``: it leaves its file, refuses other users' files, and makes one that outlives a killed process where
-the file system has no locks.
+``filelock`` is not used: it leaves its file behind, refuses files of other users, and on a file system without locks
+creates a file that outlives a killed process.
 """
 
 import errno
@@ -18,7 +18,7 @@ WAIT_SECONDS = 0.5
 
 
 class Lock(Enum):
-    """What came of an attempt to take a lock; UNKNOWN: the file system has none."""
+    """Result of an attempt to take a lock; UNKNOWN: the file system does not support locks."""
 
     OURS = "ours"
     TAKEN = "taken"
@@ -26,24 +26,24 @@ class Lock(Enum):
 
 
 def lock_of(output: Path) -> Path:
-    """The lock of the job that makes ``output``, in a folder of its own."""
+    """Path of the lock of the job that writes ``output``; each job has its own folder."""
     return output.with_name("running")
 
 
 @contextmanager
 def one_at_a_time(lock: Path, log: Callable[[str], None] = print) -> Iterator[bool]:
-    """Wait until no other process is inside with the same ``lock``, a file that is there only meanwhile.
+    """Hold ``lock``, a file that exists only meanwhile; wait first if a different process holds it.
 
-    Two drivers, or a driver that was killed and its successor, may start the same job; a killed process holds nothing.
-    On a file system without locks nobody waits. On some shared ones the lock of a node that has failed stays; deleting
-    the file ends the waiting.
+    Two drivers, or a killed driver and its successor, may start the same job; a killed process holds no lock.
+    On a file system without locks no process waits. On some shared file systems, the lock of a failed node remains;
+    deleting the file ends the waiting.
 
     Args:
         lock: the file.
-        log: told once, if there is someone to wait for.
+        log: called once with a sentence, if this process has to wait.
 
-    Returns:
-        Whether another process was inside.
+    Yields:
+        True if this process had to wait.
     """
     new = not lock.parent.exists()
     waited = False
@@ -51,16 +51,14 @@ def one_at_a_time(lock: Path, log: Callable[[str], None] = print) -> Iterator[bo
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = lock.open("a")
-        except FileNotFoundError:  # whoever was inside has just deleted the folder that was new
+        except FileNotFoundError:  # the previous holder has just deleted the new folder
             continue
         if take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB) is Lock.TAKEN:
             if not waited:
-                log(
-                    f"{lock}: another process is at work on this; waiting for it (has its node failed? delete the file)"
-                )
+                log(f"{lock}: waiting for the process that holds this lock. If its node failed, delete the file.")
             waited = True
         else:
-            # Whoever was inside may have deleted the file that we have locked; a third one may hold its successor.
+            # The previous holder may have deleted the file that we locked; a third process may hold a new file.
             with suppress(FileNotFoundError):
                 if os.path.samestat(lock.stat(), os.fstat(file.fileno())):
                     break
@@ -72,12 +70,12 @@ def one_at_a_time(lock: Path, log: Callable[[str], None] = print) -> Iterator[bo
         lock.unlink(missing_ok=True)
         file.close()
         if new:
-            with suppress(OSError):  # not empty: something was made
+            with suppress(OSError):  # not empty: the job wrote a file
                 lock.parent.rmdir()
 
 
 def at_work(lock: Path) -> bool:
-    """Whether a process is inside ``one_at_a_time`` with this lock; without locks, whether its file is there."""
+    """True if a process holds this lock in ``one_at_a_time``; on a file system without locks, if the file exists."""
     try:
         with lock.open("rb") as file:
             return take_lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB) is not Lock.OURS
@@ -86,7 +84,7 @@ def at_work(lock: Path) -> bool:
 
 
 def take_lock(file: IO, how: int) -> Lock:
-    """Lock the file until it is closed, unless another process holds it; ``how`` is that of ``flock``."""
+    """Lock the file until it is closed, unless a different process holds it; ``how`` is the argument of ``flock``."""
     try:
         fcntl.flock(file, how)
     except BlockingIOError:

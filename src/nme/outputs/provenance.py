@@ -1,4 +1,4 @@
-"""Where a result comes from: settings, versions, device, time and memory, kept inside the result itself."""
+"""Provenance of a result: settings, versions, device, time and memory, stored inside the result itself."""
 
 import hashlib
 import json
@@ -14,19 +14,19 @@ from pathlib import Path
 import nme
 from nme import __version__
 
-# It is in the project's folder, which an editable installation (`make`, the image) leaves in its place.
+# The file is in the project's folder: an editable installation (`make`, the image) imports nme from there.
 LOCK = Path(nme.__file__).parents[2] / "requirements.lock"
 COMPUTING = ("mnist1d", "numpy", "pandas", "pillow", "pyarrow", "scikit-learn", "scipy", "torch", "torchvision")
 
 
 def spec_hash(spec: dict) -> str:
-    """Identifies settings: SHA-256 of their canonical JSON."""
+    """Identify settings by the SHA-256 of their canonical JSON."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 @cache
 def lock_file() -> str:
-    """Identify the lock file whose versions of the computing packages are installed, by its SHA-256; or ``none``."""
+    """SHA-256 of the lock file if its versions of the computing packages are installed, otherwise ``none``."""
     if not LOCK.is_file():
         return "none"
     content = LOCK.read_bytes()
@@ -44,12 +44,12 @@ def _installed(package: str) -> str:
 
 
 def provenance(spec: dict, seconds: float, **more: str | int | float) -> dict:
-    """A record for a result's metadata; ``container`` is the image's file name, empty outside of one.
+    """Record for a result's metadata; ``container`` is the file name of the container image, empty outside of one.
 
     Args:
         spec: the settings that decide the result.
-        seconds: wall time of making it.
-        more: device, data, and what else belongs to this stage.
+        seconds: wall time of the job.
+        more: device, data and other entries of the stage.
     """
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
     return {

@@ -1,7 +1,7 @@
-"""Several processes that share one training, each on a device of its own, by ``torch.distributed``.
+"""Several processes that share one training, each on its own device, with ``torch.distributed``.
 
-``nme train`` starts them itself where the recipe asks for more than one (``launch``); under ``torchrun`` it takes those
-that are there. The first one alone writes files; the others speak of mistakes only.
+``nme train`` starts them itself if the recipe asks for more than one (``launch``); under ``torchrun`` it uses the
+existing processes. Only the first one writes files; the others print nothing but error messages.
 """
 
 import logging
@@ -21,35 +21,35 @@ from nme.errors import Interrupted, NmeError
 STARTED = "RANK"  # torchrun and ``launch`` set it
 
 
-def started() -> bool:
-    """Whether this process is one of several already."""
+def is_launched() -> bool:
+    """True if this process is already one of several."""
     return STARTED in os.environ
 
 
 def launch(processes: int, device: str, arguments: list[str], stopped: int) -> int:
-    """Run ``nme`` with these arguments in so many processes, and wait for them.
+    """Run ``nme`` with these arguments in several processes, and wait for them.
 
-    They are told of signals to stop, and killed where they have not saved their state half a minute later.
+    A signal to stop is passed on to them; a process that has not saved its state half a minute later is killed.
 
     Args:
-        processes: how many.
-        device: ``cpu``, ``cuda`` or ``auto``; of GPUs each takes its own.
-        arguments: of the command line.
-        stopped: the exit code of a process that was told to stop and has saved its state.
+        processes: number of processes.
+        device: ``cpu``, ``cuda`` or ``auto``; each process takes its own GPU.
+        arguments: command-line arguments.
+        stopped: exit code of a process that was asked to stop and has saved its state.
 
     Returns:
-        0, or the exit code of the first that failed: 128 and the signal's number where it was killed.
+        0, or the exit code of the first process that failed; 128 plus the signal's number if a signal killed it.
 
     Raises:
-        Interrupted: this process was told to stop; so were the others.
-        NmeError: there are fewer GPUs.
+        Interrupted: this process was asked to stop, and so were the others.
+        NmeError: there are fewer GPUs than processes.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what is wrong
-    # One machine, a free port, no second attempt: trying again is the pipeline's business.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes report their own errors
+    # One machine, a free port, no second attempt: the pipeline repeats failed jobs.
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -79,11 +79,11 @@ def launch(processes: int, device: str, arguments: list[str], stopped: int) -> i
 
 
 @contextmanager
-def joined(processes: int, device: torch.device) -> Iterator[None]:
-    """Inside, this process works with the others, if there are any.
+def join(processes: int, device: torch.device) -> Iterator[None]:
+    """Join the other processes of the training, if there are any, for the duration of the block.
 
     Raises:
-        NmeError: there are not as many as the recipe says.
+        NmeError: the number of processes differs from the recipe's.
     """
     present = int(os.environ.get("WORLD_SIZE", "1"))
     if present != processes:
@@ -100,7 +100,7 @@ def joined(processes: int, device: torch.device) -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """When the process that started this one is killed, this one ends too: nobody else would know of it."""
+    """End this process when its parent is killed; otherwise it would run on unnoticed."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -112,17 +112,17 @@ def _end_with_parent() -> None:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Number of this process, counted from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world() -> int:
-    """How many there are."""
+    """Number of processes."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def share(count: int) -> range:
-    """Which of ``count`` things are this process's: a run of them, as many as the others' or one more or less.
+    """This process's share of ``count`` things: a contiguous range; the sizes of two shares differ by at most one.
 
     >>> share(5)
     range(0, 5)
@@ -130,7 +130,7 @@ def share(count: int) -> range:
     return range(count * rank() // world(), count * (rank() + 1) // world())
 
 
-def summed(tensor: torch.Tensor) -> torch.Tensor:
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     """The sum over all processes, in each of them."""
     if distributed.is_initialized():
         tensor = tensor.clone()
@@ -139,11 +139,13 @@ def summed(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def meet() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes have called this function."""
     if distributed.is_initialized():
         distributed.barrier()
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process; the same answer in each."""
-    return bool(summed(torch.tensor(float(flag), device=device)) > 0) if distributed.is_initialized() else flag
+    """True, in every process, if the flag is set in any of them."""
+    return (
+        bool(sum_over_processes(torch.tensor(float(flag), device=device)) > 0) if distributed.is_initialized() else flag
+    )

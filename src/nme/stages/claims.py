@@ -18,11 +18,11 @@ def write_claims(spec: ClaimsSpec, tables: list[Path], output: Path) -> None:
 
     Args:
         spec: the claims.
-        tables: of the figures that contrasts are about; each file has its figure's name.
-        output: the parquet file; the others have its name with their ending.
+        tables: tables of the figures in the contrasts; each file is named after its figure.
+        output: the parquet file; the other files differ from it in the suffix.
 
     Raises:
-        NmeError: a table is missing, damaged, or not of these settings.
+        NmeError: a table is missing, damaged, or was written with different settings.
     """
     began = time.monotonic()
     rows = decide(spec, {path.stem: parquet.read(path)[0].to_pandas() for path in tables})

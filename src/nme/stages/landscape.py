@@ -38,7 +38,7 @@ def landscape(spec: LandscapeSpec, output: Path) -> None:
             z, before = network.forward(network.at(pair), activation)
             return 0.5 * (z - network.y) ** 2, network.nme(pair, activation).norm(), before
 
-        with warnings.catch_warnings():  # torch's own use of what it has deprecated
+        with warnings.catch_warnings():  # torch itself calls functions that it deprecated
             warnings.simplefilter("ignore", FutureWarning)
             loss, nme, before = vmap(measure, chunk_size=POINTS_AT_ONCE)(pairs)
         frame = pd.DataFrame({"activation": name, "w_a": pairs[:, 0], "w_b": pairs[:, 1], "loss": loss, "nme": nme})

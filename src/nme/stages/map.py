@@ -1,4 +1,4 @@
-"""Map stage: the effects of claims on each recipe, beside the share of the NME in the penalty's update there."""
+"""Map stage: for each recipe, the effects of claims and the share of the NME in the penalty's update."""
 
 import time
 from pathlib import Path
@@ -16,11 +16,11 @@ def write_map(spec: MapSpec, tables: list[Path], output: Path) -> None:
 
     Args:
         spec: the claims and settings of the map.
-        tables: of the figures that it is made from; each file has its figure's name.
+        tables: tables of the figures in the map; each file is named after its figure.
         output: the parquet file.
 
     Raises:
-        NmeError: a table is missing, damaged, or not of these settings.
+        NmeError: a table is missing, damaged, or was written with different settings.
     """
     began = time.monotonic()
     rows = effects_and_shares(spec, {path.stem: parquet.read(path)[0].to_pandas() for path in tables})

@@ -1,4 +1,4 @@
-"""Measure stage: the quantities of the networks that a training job kept, one row per quantity and probe."""
+"""Measure stage: quantities of the networks that a training job saved, one row per quantity and probe."""
 
 import time
 from pathlib import Path
@@ -20,18 +20,18 @@ from nme.training.snapshots import read_snapshot
 
 
 def measure(spec: MeasureSpec, manifest: Path, snapshots: Path, output: Path, device: torch.device) -> None:
-    """Measure the kept networks of a training job, in eval mode, on a fixed class-balanced part of the training data.
+    """Measure the saved networks of a training job, in eval mode, on a fixed class-balanced part of the training data.
 
     Quantities in ``ON_TRAINING_BATCHES`` are measured on ``spec.update_batches`` batches of the training data
-    instead, the same ones for all networks of a seed. Writes one row a (seed, at, quantity, operator, layer, probe,
-    index, statistic), with the training step. A member that diverged has no rows from then on.
+    instead, which are the same for all networks of a seed. Writes one row per (seed, at, quantity, operator, layer,
+    probe, index, statistic), with the training step. A diverged member has no rows after its divergence.
 
     Args:
         spec: the quantities, and how they are measured.
-        manifest: of the prepared dataset.
+        manifest: path of the prepared dataset's manifest.
         snapshots: the folder that the training job wrote.
         output: the parquet file.
-        device: where to compute.
+        device: device that computes.
 
     Raises:
         NmeError: a file is missing or damaged.
@@ -39,8 +39,8 @@ def measure(spec: MeasureSpec, manifest: Path, snapshots: Path, output: Path, de
     began = time.monotonic()
     recipe = spec.recipe
     settings = Settings(spec.probes, spec.spectrum_probes, spec.lanczos_steps, spec.micro_batch)
-    data, _, described = load(manifest, device, recipe.resolution, recipe.threads)
-    classes = len(described["classes"])
+    data, _, contents = load(manifest, device, recipe.resolution, recipe.threads)
+    classes = len(contents["classes"])
     size = min(spec.examples, len(data.labels) // classes * classes)
     chosen = torch.from_numpy(class_balanced(data.labels.cpu().numpy(), size, classes, "measurement.examples"))
     batch = data.batch(chosen, "none", torch.Generator())
@@ -66,7 +66,7 @@ def measure(spec: MeasureSpec, manifest: Path, snapshots: Path, output: Path, de
         time.monotonic() - began,
         torch=str(torch.__version__),
         device=device_name(device),
-        data=described["splits"],
+        data=contents["splits"],
     )
     parquet.write(pa.Table.from_pylist(rows, schema=_columns()), output, record)
 

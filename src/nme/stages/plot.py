@@ -1,6 +1,7 @@
 """Plot stage: draw a figure from its table.
 
-A figure with ``curves`` in its configuration is drawn by ``figures.curves``, any other by the drawing of its name.
+``figures.curves`` draws every figure with ``curves`` in its configuration; every other figure has a drawing of its
+own name.
 """
 
 from importlib import import_module
@@ -15,12 +16,12 @@ FORMATS = ("pdf", "png")
 
 
 def plot(spec: PlotSpec, table: Path, output: Path) -> None:
-    """Draw a figure and write ``output`` with the endings .pdf, .png and .csv (the plotted numbers).
+    """Draw a figure and write ``output`` with the suffixes .pdf, .png and .csv (the plotted numbers).
 
     Args:
         spec: which figure, its curves and colours.
-        table: what the figure is drawn from.
-        output: a path with any of the endings.
+        table: the figure's table.
+        output: a path with any of the suffixes.
 
     Raises:
         NmeError: the table is missing or damaged.
@@ -35,7 +36,7 @@ def plot(spec: PlotSpec, table: Path, output: Path) -> None:
         figure, numbers = import_module(f"nme.figures.{module}").draw(rows.to_pandas(), spec, record)
         for ending in FORMATS:
             with atomic(output.with_suffix(f".{ending}")) as path:
-                # No date, so that the same numbers make the same file.
+                # No date: the same numbers give the same file.
                 figure.savefig(path, metadata={"CreationDate": None} if ending == "pdf" else {"Software": None})
     with atomic(output.with_suffix(".csv")) as path:
         numbers = numbers.assign(scale=spec.scale, version=__version__)

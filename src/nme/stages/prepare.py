@@ -1,7 +1,7 @@
-"""Prepare stage: a verified dataset becomes one memory-mapped Arrow file per split, and a manifest.
+"""Prepare stage: converts a verified dataset into one memory-mapped Arrow file per split, and a manifest.
 
 Arrow schema: ``input``, a fixed-size list of prod(shape) uint8 or float32 values, and ``label``, int64; one record
-batch, so that reading copies nothing. The manifest is written last and says what the other files hold.
+batch, so that reading copies nothing. The manifest is written last and describes the other files.
 """
 
 import json
@@ -13,25 +13,25 @@ import numpy as np
 
 from nme.data.prepared import DATASET_FILES, class_balanced, sha256, with_label_noise
 from nme.datasets import DATASETS
-from nme.datasets.base import Places, Split
+from nme.datasets.base import LabelledArrays, Places
 from nme.errors import NmeError
 from nme.grid.specs import PrepareSpec
 from nme.outputs.files import atomic
 
 
 def prepare(spec: PrepareSpec, places: Places, folder: Path, threads: int = 1) -> None:
-    """Find, verify, take the subset of, and convert a dataset.
+    """Find, verify and convert a dataset, or a subset of it.
 
-    A streamed one becomes shards, see ``prepare_shards``.
+    A streamed dataset becomes shards, see ``prepare_shards``.
 
     Args:
         spec: which dataset, and which part of it.
-        places: where to look for it.
-        folder: gets train.arrow, test.arrow and manifest.json.
+        places: folders to search.
+        folder: output folder for train.arrow, test.arrow and manifest.json.
         threads: processes that convert a streamed dataset.
 
     Raises:
-        NmeError: it is missing or damaged, or has too few examples for the subset.
+        NmeError: the dataset is missing or damaged, or has too few examples for the subset.
     """
     dataset = DATASETS[spec.source]()
     sizes = {"train": spec.train, "test": spec.test}
@@ -61,7 +61,7 @@ def prepare(spec: PrepareSpec, places: Places, folder: Path, threads: int = 1) -
                 labels = with_label_noise(labels, spec.label_noise, classes)
                 manifest["wrong_labels"] = int((labels != split.labels)[chosen].sum())
                 manifest |= _statistics(split.inputs[chosen])
-            split = Split(split.inputs[chosen], labels[chosen])
+            split = LabelledArrays(split.inputs[chosen], labels[chosen])
             path = folder / DATASET_FILES[name]
             _write_arrow(split, path)
             manifest["splits"][name] = {
@@ -78,12 +78,12 @@ def prepare(spec: PrepareSpec, places: Places, folder: Path, threads: int = 1) -
 
 
 def _statistics(inputs: np.ndarray) -> dict:
-    """Mean and standard deviation per channel of the training inputs, which training standardises with."""
+    """Mean and standard deviation per channel of the training inputs; training standardises inputs with them."""
     channels = inputs.astype(np.float64).swapaxes(0, 1).reshape(inputs.shape[1], -1)
     return {"mean": channels.mean(1).tolist(), "std": channels.std(1).tolist()}
 
 
-def _write_arrow(split: Split, path: Path) -> None:
+def _write_arrow(split: LabelledArrays, path: Path) -> None:
     import pyarrow as pa
 
     size = prod(split.inputs.shape[1:])

@@ -1,4 +1,4 @@
-"""Tables stage: the metrics of a figure's cells, one row a member, final epoch."""
+"""Tables stage: the metrics of a figure's cells, one row per member, final epoch."""
 
 import time
 from collections import Counter
@@ -17,16 +17,16 @@ FRONT = ["recipe", "panel", "activation", "method", "strength", "seed"]
 
 
 def collect(spec: TableSpec, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
-    """The final epoch of every member of the cells; or, where the figure measures, every measured value.
+    """Collect the final epoch of every member of the cells, or every measured value if the figure measures.
 
     Args:
         spec: the cells, their seeds, and titles of panels.
-        root: the folder that has results/.
+        root: the folder that contains results/.
 
     Returns:
-        Rows with the cell's fields, panel (the recipe's title), chance (the accuracy of guessing) and seed; and the
-        metrics of the last epoch (``train.COLUMNS``; null where it diverged), one row a member, or what
-        ``measure.measure`` wrote. And a summary of the jobs: how many members, seconds, versions.
+        Rows with the cell's fields, panel (the recipe's title), chance (the accuracy of guessing) and seed; and either
+        the metrics of the last epoch (``train.COLUMNS``; null after divergence), one row per member, or the rows of
+        ``measure.measure``. Also a summary of the jobs: number of members, seconds, versions.
 
     Raises:
         NmeError: a file is missing or damaged.

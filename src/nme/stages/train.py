@@ -1,6 +1,6 @@
 """Train stage: the members of one cell, one after the other, and their metrics per epoch.
 
-Of several processes that share a training the first one keeps the records.
+If several processes share a training, the first one writes all files.
 """
 
 import time
@@ -49,17 +49,17 @@ def train(
     report: Report = lambda row: None,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Train every member of ``spec`` and write their metrics, one row a member and epoch (``COLUMNS``).
+    """Train every member of ``spec`` and write their metrics, one row per member and epoch (``COLUMNS``).
 
     Args:
         spec: the cell, its recipe and its seeds.
-        manifest: of the prepared dataset.
-        output: the parquet file; ``resume.pt`` beside it keeps the state of a stopped job, and the folder
-            ``snapshots`` the networks at the fractions ``spec.snapshots`` of the training.
-        device: where to train.
-        checkpoint_seconds: how often the state is saved.
-        report: called with each finished epoch's row.
-        log: called with a sentence for the log.
+        manifest: path of the prepared dataset's manifest.
+        output: the parquet file; ``resume.pt`` in the same folder holds the state of a stopped job, and the folder
+            ``snapshots`` holds the networks at the fractions ``spec.snapshots`` of the training.
+        device: device that trains.
+        checkpoint_seconds: interval between saved states.
+        report: called with the row of each finished epoch.
+        log: called with each sentence for the log.
 
     Raises:
         NmeError: a setting or an input file is not usable.
@@ -67,27 +67,27 @@ def train(
     """
     began = time.monotonic()
     recipe, settings = spec.recipe, spec.as_json()
-    data, test, described = load(manifest, device, recipe.resolution, recipe.threads)
-    if described["spec"]["dataset"] != recipe.dataset:
-        raise NmeError(f"{manifest}: is of '{described['spec']['dataset']}', the recipe wants '{recipe.dataset}'")
-    method, strength, classes = METHODS.parse(spec.method), float(spec.strength), len(described["classes"])
+    data, test, contents = load(manifest, device, recipe.resolution, recipe.threads)
+    if contents["spec"]["dataset"] != recipe.dataset:
+        raise NmeError(f"{manifest}: holds '{contents['spec']['dataset']}', but the recipe needs '{recipe.dataset}'")
+    method, strength, classes = METHODS.parse(spec.method), float(spec.strength), len(contents["classes"])
     job = Job(recipe, spec.activation, method, strength, data, test, classes, device)
     if job.steps_per_epoch == 0:
         raise NmeError(f"batch_size is {recipe.batch_size} (allowed: up to {len(data.labels)}, the training examples)")
     identity = {
         "settings": spec_hash(settings),
-        "data": spec_hash(described["splits"]),
+        "data": spec_hash(contents["splits"]),
         "device": device.type,
         "version of PyTorch": str(torch.__version__),
     }
-    first = processes.rank() == 0  # who keeps the records
+    first = processes.rank() == 0  # this process writes all files
     checkpoint = Checkpoint(output.with_name("resume.pt"), identity, checkpoint_seconds, reader=not first)
     state, sentence = checkpoint.load()
-    processes.meet()  # nobody changes files that others are still to read
+    processes.meet()  # no process changes files before all have read them
     if sentence:
         log(sentence)
     rows, earlier, devices = (state["rows"], state["seconds"], state["devices"]) if state else ([], 0.0, [])
-    devices = list(dict.fromkeys([*devices, device_name(device)]))  # a job may go on elsewhere
+    devices = list(dict.fromkeys([*devices, device_name(device)]))  # a job may continue on a different machine
     steps = recipe.epochs * job.steps_per_epoch
     snapshots = Snapshots(output.with_name("snapshots"), spec.snapshots, steps, state is None) if first else None
     done = {row["seed"] for row in rows}
@@ -104,14 +104,14 @@ def train(
                 row = member.advance()
                 if row:
                     report(row)
-                # All stop after the same step, or those left would wait for ever.
+                # All processes stop after the same step; otherwise the remaining ones would wait forever.
                 stopped_by = processes.any_of(bool(stop.received), device) and (stop.received or "another process")
                 if first and (stopped_by or checkpoint.due()):
                     seconds = earlier + time.monotonic() - began
                     checkpoint.save({"rows": rows, "member": member.state(), "seconds": seconds, "devices": devices})
                 if stopped_by:
                     raise Interrupted(f"stopped by {stopped_by}; run it again to continue from {checkpoint.path}")
-            if first and not member.diverged:  # else this may be the step of a snapshot, by chance
+            if first and not member.diverged:  # a member may diverge at the step of a snapshot
                 snapshots.take(seed, member.steps, member.model)
             rows = rows + member.rows
     processes.meet()
@@ -122,9 +122,9 @@ def train(
         earlier + time.monotonic() - began,
         torch=str(torch.__version__),
         device=", then ".join(devices),
-        data=described["splits"],
+        data=contents["splits"],
     )
     parquet.write(pa.Table.from_pylist(rows, schema=COLUMNS), output, record)
     checkpoint.remove()
-    # Last: what a job that goes on takes over is there as long as its checkpoint.
+    # Last: a continued job needs the old snapshots as long as its checkpoint exists.
     snapshots.finish()

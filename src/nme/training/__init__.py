@@ -1,1 +1,1 @@
-"""Training one member, and continuing a job that was stopped."""
+"""Training of one member, and continuation of a stopped job."""

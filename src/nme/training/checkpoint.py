@@ -1,7 +1,7 @@
-"""Resume checkpoints: a job that was stopped continues where it was and ends with the same result.
+"""Resume checkpoints: a stopped job continues from its last state and ends with the same result.
 
-A resume checkpoint is an undeclared file beside the job's output (Snakemake deletes declared outputs of a failed job).
-It is written atomically, holds the identity of the job it belongs to, and is removed when the job has succeeded.
+A resume checkpoint is an undeclared file next to the job's output (Snakemake deletes declared outputs of a failed job).
+It is written atomically, holds the identity of its job, and is removed when the job has succeeded.
 """
 
 import io
@@ -16,13 +16,14 @@ from nme.outputs.files import atomic, clear_partial
 
 
 class Checkpoint:
-    """The resume checkpoint of one job, whose folder is its own: what a killed process half wrote there is deleted.
+    """The resume checkpoint of one job, in the job's own folder; partial files of killed processes are deleted there.
 
     Args:
-        path: where it is kept.
-        identity: what must match for it to be used: the settings' hash, the data, the device, the version of PyTorch.
-        every_seconds: how often it is written at most, besides when the job is asked to stop.
-        reader: of several processes of a job, one that only reads it.
+        path: path of the checkpoint.
+        identity: values that must match before the checkpoint is used: the settings' hash, the data, the device, the
+            version of PyTorch.
+        every_seconds: shortest interval between two saves, except when the job is asked to stop.
+        reader: True in those of several processes that only read the checkpoint.
     """
 
     def __init__(self, path: Path, identity: dict[str, str], every_seconds: float, reader: bool = False):
@@ -34,7 +35,7 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def load(self) -> tuple[dict | None, str]:
-        """The saved state, or None to start from the beginning; and a sentence about it for the log ('' if no file)."""
+        """Read the saved state (None: start from the beginning) and a sentence for the log ('' if there is no file)."""
         if not self.path.exists():
             return None, ""
         try:
@@ -46,31 +47,31 @@ class Checkpoint:
         if different:
             return (
                 None,
-                f"{self.path}: the resume checkpoint has another {', '.join(different)}; starting over",
+                f"{self.path}: the resume checkpoint was written with different {', '.join(different)}; starting over",
             )
         return state, f"{self.path}: continuing from the resume checkpoint"
 
     def due(self) -> bool:
-        """Whether it is time to save again."""
+        """True if it is time to save again."""
         return time.monotonic() - self._saved >= self.every_seconds
 
     def save(self, state: dict) -> None:
-        """Write the state, replacing an earlier one."""
-        content = io.BytesIO()  # torch.save to a full disk raises what nobody understands; a plain write does not
+        """Write the state, in place of an earlier one."""
+        content = io.BytesIO()  # on a full disk, torch.save raises an obscure error; a plain write raises a clear one
         torch.save({"identity": self.identity, "state": state}, content)
         with atomic(self.path) as temporary:
             temporary.write_bytes(content.getbuffer())
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """Forget it: the job has succeeded."""
+        """Delete the checkpoint: the job has succeeded."""
         self.path.unlink(missing_ok=True)
 
 
 class StopRequest:
     """Turns SIGTERM (preemption, a time limit, ``scancel``), SIGUSR1 (a cluster's warning) and SIGINT into a request.
 
-    The job answers it at its next step, its state being saved.
+    The job saves its state and stops after the current step.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

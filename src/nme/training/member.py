@@ -1,11 +1,12 @@
-"""Training one member, step by step.
+"""Training of one member, step by step.
 
-Training loss and accuracy are means over the steps of an epoch, each taken in the step's own forward pass, before its
-update (so with augmentation, if the recipe has it). Test loss and accuracy are taken in eval mode, after every
-``test_epochs`` epochs and after the last one. A final accuracy is that of the last epoch: the test set chooses nothing.
+Training loss and accuracy are means over the steps of an epoch, each computed in the step's own forward pass, before
+its update (hence with augmentation, if the recipe has it). Test loss and accuracy are computed in eval mode, every
+``test_epochs`` epochs and after the last one. The final accuracy is the last epoch's: the test set is never used for a
+choice.
 
-Several processes may share a training (``nme.runtime.processes``): each takes its part of every batch and of the test
-set, and all have the same network.
+Several processes may share a training (``nme.runtime.processes``): each computes its part of every batch and of the
+test set, and all hold the same network.
 """
 
 import math
@@ -24,7 +25,7 @@ from nme.config.scale import Training
 from nme.data.examples import Examples
 from nme.data.in_memory import Data
 from nme.derivatives import taylor, vectors
-from nme.derivatives.batch import Batch, Split
+from nme.derivatives.batch import Batch, Division
 from nme.derivatives.products import logits_of
 from nme.methods import Method, Update
 from nme.runtime import processes
@@ -35,7 +36,7 @@ EVALUATION_BATCH = 500
 
 @dataclass(frozen=True)
 class Job:
-    """What the members of one job share."""
+    """Settings and data that the members of one job share."""
 
     recipe: Training
     activation: str
@@ -48,49 +49,49 @@ class Job:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches of the training data."""
+        """Number of whole batches in the training data."""
         return len(self.train.labels) // self.recipe.batch_size
 
     @property
     def rows(self) -> range:
-        """Which examples of a batch are this process's: whole parts."""
+        """Range of this process's examples in a batch: whole parts."""
         part = self.recipe.micro_batch or self.recipe.batch_size
         mine = processes.share(self.recipe.batch_size // part)
         return range(mine.start * part, mine.stop * part)
 
     @property
-    def split(self) -> Split | None:
-        """How a batch is cut into parts; None: it is one."""
+    def split(self) -> Division | None:
+        """Division of a batch into parts; None: a single part."""
         size = self.recipe.micro_batch
-        return Split(size, self.rows.start, self.recipe.batch_size) if size else None
+        return Division(size, self.rows.start, self.recipe.batch_size) if size else None
 
     @cached_property
     def update(self) -> Callable[[nn.Module, Batch, float, torch.Generator], Update]:
         """The method's update, compiled if the recipe asks for it.
 
-        Not with a prescribed second derivative: a compiler does not follow ``nme.derivatives.activate``.
+        Never compiled with a prescribed second derivative: the compiler cannot trace ``nme.derivatives.activate``.
         """
         compiles = self.recipe.compile and ACTIVATIONS.parse(self.activation).genuine
-        return compiled(self.method.update) if compiles else self.method.update
+        return compile_update(self.method.update) if compiles else self.method.update
 
-    def as_computed(self, inputs: torch.Tensor) -> torch.Tensor:
+    def prepare_inputs(self, inputs: torch.Tensor) -> torch.Tensor:
         """Inputs in the memory order and, for ``logits_of``, the precision of the recipe."""
         if self.recipe.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs.bfloat16() if self.recipe.precision == "bf16" else inputs
 
 
-def compiled(update: Callable) -> Callable:
-    """``update`` by ``torch.compile``, with its gradients and products in one graph. Same results up to rounding.
+def compile_update(update: Callable) -> Callable:
+    """Compile ``update`` with ``torch.compile``, its gradients and products in one graph. Same results up to rounding.
 
-    Drawing of random numbers, and Taylor arithmetic, which exchanges what layers do, stay as they are. (Not by
-    decorators where they are written: those import the compiler, a second and a half for every job.)
+    Random draws, and Taylor arithmetic (which replaces the layers' forward methods), stay uncompiled. Decorators at
+    their definitions would import the compiler: a second and a half for every job.
     """
-    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # tells the compiler, too
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # informs the compiler, too
     drawing = [(vectors, name) for name in ("rademacher", "normal", "uniform")]
     for module, name in [*drawing, (taylor, "quadratic_form")]:
         setattr(module, name, torch.compiler.disable(getattr(module, name)))
-    # Of the calls of this function only: a setting of PyTorch is the whole process's.
+    # Patched only around calls of this function: a setting of PyTorch applies to the whole process.
     return torch._dynamo.config.patch(trace_autograd_ops=True)(torch.compile(update))
 
 
@@ -99,7 +100,7 @@ def learning_rate(recipe: Training, progress: float) -> float:
 
     Args:
         recipe: with ``learning_rate``, ``epochs`` and ``warmup_epochs``.
-        progress: epochs done, with fractions.
+        progress: finished epochs, with fractions.
 
     >>> recipe = Recipe(dataset="digits", title="", model={"name": "mlp", "widths": [1]}, epochs=10, batch_size=1,
     ...                 learning_rate=1, warmup_epochs=2)
@@ -113,7 +114,7 @@ def learning_rate(recipe: Training, progress: float) -> float:
 
 
 class Member:
-    """One network in training. Its state between two steps is all that a checkpoint needs."""
+    """One network in training. A checkpoint needs nothing but its state between two steps."""
 
     def __init__(self, job: Job, seed: int):
         self.job = job
@@ -131,25 +132,25 @@ class Member:
         self.sums = self._zeros()
         self.seconds = 0.0
         self.rows: list[dict] = []
-        self._examples: Iterator[Examples] | None = None  # those of the rest of the epoch
+        self._examples: Iterator[Examples] | None = None  # examples of the remaining steps of the epoch
 
     def _zeros(self) -> torch.Tensor:
-        """Sums over the epoch's steps of: loss, correct answers, gradient norm. On the device: steps need not wait."""
+        """Sums over the epoch's steps: loss, correct answers, gradient norm. On the device: steps need not wait."""
         return torch.zeros(3, dtype=torch.float64, device=self.job.device)
 
     @property
     def steps(self) -> int:
-        """Steps done in all."""
+        """Finished steps in total."""
         return self.epoch * self.job.steps_per_epoch + self.step
 
     @property
     def diverged(self) -> bool:
-        """A loss or a gradient was not finite."""
+        """True if a loss or a gradient was not finite."""
         return bool(self.rows) and self.rows[-1]["diverged"]
 
     @property
     def finished(self) -> bool:
-        """All epochs are done, or the member has diverged."""
+        """True if all epochs are done or the member has diverged."""
         return self.epoch == self.job.recipe.epochs or self.diverged
 
     def advance(self) -> dict | None:
@@ -163,13 +164,13 @@ class Member:
         examples = next(self._examples)
         augment = stream(self.seed, "augment", self.epoch, self.step)
         inputs = job.train.augmented(examples, recipe.augment, augment, (recipe.batch_size, job.rows.start))
-        # At the middle of the step, so that neither the first nor the last one stands still.
+        # Learning rate at the middle of the step: it is 0 neither in the first nor in the last step.
         rate = learning_rate(recipe, self.epoch + (self.step + 0.5) / job.steps_per_epoch)
         noise = stream(self.seed, "noise", self.epoch, self.step)
-        batch = Batch(job.as_computed(inputs), examples.labels, job.split)
+        batch = Batch(job.prepare_inputs(inputs), examples.labels, job.split)
         update = job.update(self.model, batch, job.strength, noise)
         self._descend(update.direction, rate)
-        correct = processes.summed((update.logits.argmax(1) == examples.labels).sum())
+        correct = processes.sum_over_processes((update.logits.argmax(1) == examples.labels).sum())
         self.sums += torch.stack([update.loss, correct, update.gradient_norm])
         self.step += 1
         self.seconds += time.perf_counter() - began
@@ -181,7 +182,7 @@ class Member:
 
         See docs/theory.md, §6.1.
         """
-        # That pass goes by memory order, whatever the strides say.
+        # The fused pass follows the memory order and ignores strides.
         pairs = zip(self.parameters, direction, strict=True)
         direction = [d if d.stride() == p.stride() else torch.empty_like(p).copy_(d) for p, d in pairs]
         options = {"weight_decay": self.job.recipe.weight_decay, "momentum": self.job.recipe.momentum, "lr": rate}
@@ -189,7 +190,7 @@ class Member:
         sgd(self.parameters, direction, self.momentum, **options)
 
     def _rest_of_epoch(self) -> list[torch.Tensor]:
-        """Indices of this process's examples, a tensor a step, from the current step on."""
+        """Indices of this process's examples, one tensor per step, from the current step on."""
         size = self.job.recipe.batch_size
         order = self.job.train.order(stream(self.seed, "order", self.epoch))
         steps = order[: self.job.steps_per_epoch * size].split(size)[self.step :]
@@ -221,19 +222,19 @@ class Member:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
-        """Mean loss and accuracy on the test split, in eval mode; sums are divided once, at the end."""
+        """Compute mean loss and accuracy on the test split, in eval mode; sums are divided once, at the end."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.job.device)
         share = processes.share(len(self.job.test.labels))
         for batch in self.job.test.in_order(EVALUATION_BATCH, share):
-            logits = logits_of(self.model, self.job.as_computed(batch.inputs))
+            logits = logits_of(self.model, self.job.prepare_inputs(batch.inputs))
             loss = functional.cross_entropy(logits, batch.labels, reduction="sum")
             sums += torch.stack([loss.double(), (logits.argmax(1) == batch.labels).sum().double()])
-        loss, accuracy = (processes.summed(sums) / len(self.job.test.labels)).tolist()
+        loss, accuracy = (processes.sum_over_processes(sums) / len(self.job.test.labels)).tolist()
         return loss, accuracy
 
     def state(self) -> dict:
-        """Everything that the next step depends on."""
+        """State that determines all further steps."""
         return {
             "seed": self.seed,
             "model": self.model.state_dict(),
@@ -246,7 +247,7 @@ class Member:
         }
 
     def restore(self, state: dict) -> None:
-        """Go on from a state of this member."""
+        """Continue from a saved state of this member."""
         self.model.load_state_dict(state["model"])
         for mine, saved in zip(self.momentum, state["momentum"], strict=True):
             mine.copy_(saved)

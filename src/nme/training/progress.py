@@ -1,4 +1,4 @@
-"""How a long job shows that it lives: a bar on a terminal, plain lines in a log."""
+"""Progress of a long job: a bar on a terminal, plain lines in a log."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,11 +12,11 @@ LINES_PER_MEMBER = 5
 
 @contextmanager
 def training_progress(members: int, epochs: int) -> Iterator[tuple[Callable[[dict], None], Callable[[str], None]]]:
-    """Two functions: one to call with each finished epoch's row, one with a sentence for the log.
+    """Yield two functions: the first takes the row of each finished epoch, the second a sentence for the log.
 
     Args:
-        members: how many will be trained.
-        epochs: of each.
+        members: number of members to train.
+        epochs: epochs of each member.
     """
     console = Console(stderr=True)
 

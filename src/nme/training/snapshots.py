@@ -1,4 +1,4 @@
-"""Snapshots: the networks that a training job keeps for measurement."""
+"""Snapshots: the networks that a training job saves for measurement."""
 
 import io
 import shutil
@@ -13,15 +13,15 @@ from nme.registry import number
 
 
 class Snapshots:
-    """The networks that a job keeps for measurement, in a folder that appears when the job has succeeded.
+    """The networks that a job saves for measurement, in a folder that appears when the job has succeeded.
 
-    Until then they are in ``<folder>.partial``, which a job that goes on takes over.
+    Until then they are in ``<folder>.partial``, from which a resumed job continues.
 
     Args:
-        folder: where they are in the end, a file a network.
-        at: when, as fractions of the training.
-        steps: of the whole training.
-        fresh: whether the job starts from the beginning; what an earlier one left is then deleted.
+        folder: final folder, one file per network.
+        at: times of snapshots, as fractions of the training.
+        steps: steps of the whole training.
+        fresh: True if the job starts from the beginning; snapshots of an earlier attempt are then deleted.
     """
 
     def __init__(self, folder: Path, at: list[float], steps: int, fresh: bool):
@@ -35,7 +35,7 @@ class Snapshots:
         clear_partial(self.partial)
 
     def take(self, seed: int, step: int, model: nn.Module) -> None:
-        """Keep the network if a snapshot is due after ``step`` steps and all its parameters are finite."""
+        """Save the network if a snapshot is due after ``step`` steps and all its parameters are finite."""
         for at in self.at:
             if round(at * self.steps) == step and all(p.isfinite().all() for p in model.parameters()):
                 content = io.BytesIO()
@@ -44,26 +44,26 @@ class Snapshots:
                     temporary.write_bytes(content.getbuffer())
 
     def finish(self) -> None:
-        """The folder appears."""
+        """Rename the partial folder to its final name."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.partial.replace(self.folder)
 
 
 def read_snapshot(folder: Path, seed: int, at: float) -> dict | None:
-    """``step`` and ``model`` (its state) that ``Snapshots`` kept; None if the member had diverged by then.
+    """Read ``step`` and ``model`` (a state dict) of a snapshot; None if the member had diverged by then.
 
     Raises:
         NmeError: there is no such folder, or the file is damaged.
     """
     if not folder.is_dir():
-        raise NmeError(f"{folder}: missing; train first")
+        raise NmeError(f"{folder}: missing. Train first.")
     path = _snapshot(folder, seed, at)
     if not path.exists():
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch.load of a damaged file may raise anything
-        raise NmeError(f"{path}: damaged; delete {folder} and train again") from None
+        raise NmeError(f"{path}: damaged. Delete {folder} and train again.") from None
 
 
 def _snapshot(folder: Path, seed: int, at: float) -> Path:

@@ -1,1 +1,1 @@
-"""What the Snakefile calls before it submits anything."""
+"""Checks and settings that the Snakefile runs before it submits anything."""

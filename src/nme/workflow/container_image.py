@@ -1,4 +1,4 @@
-"""The container image: whether it is there, whole and of this code, before anything is submitted."""
+"""Check of the container image before anything is submitted: it must exist, be complete and contain this code."""
 
 import hashlib
 from pathlib import Path
@@ -7,11 +7,11 @@ import nme
 from nme.errors import NmeError
 
 VERSION_LABEL, CODE_LABEL = "nme.version", "nme.code"  # written by containers/nme.def
-HOW = "build it with `make image`, or elsewhere and copy it, see docs/cluster.md#the-image; or run without containers"
+HOW = "build it with `make image` here or on a different machine, see docs/cluster.md#the-image; or run without it"
 
 
 def code_hash() -> str:
-    """Identifies the code of this package: SHA-256 of its modules, by their names."""
+    """Identify the code of this package: SHA-256 of the names and contents of its modules."""
     folder, found = Path(nme.__file__).parent, hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         found.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
@@ -19,14 +19,14 @@ def code_hash() -> str:
 
 
 def check_image(image: Path) -> None:
-    """Raise unless jobs can run in the image, with the code that is here.
+    """Raise unless jobs can run in the image with the same code as in ``src``.
 
-    Snakemake does not see that the code in an image is older than that in ``src``: results of the one would be taken
-    for results of the other. Labels are read with Apptainer, by way of spython, and a command is run inside, which a
-    file that was cut while it was copied does not survive.
+    Snakemake cannot detect that an image contains older code than ``src``, and would mix results of both. Labels are
+    read with Apptainer, through spython. A command is run inside, too: it fails if the file was truncated during a
+    copy.
 
     Raises:
-        NmeError: there is no such file, it is no whole image, or it is of another version or code of nme.
+        NmeError: the image is missing or incomplete, or contains a different version or different code of nme.
     """
     if not image.is_file():
         raise NmeError(f"{image}: the container image is missing ({HOW})")
@@ -35,7 +35,7 @@ def check_image(image: Path) -> None:
         found = labels.get(VERSION_LABEL, "without a version")
         raise NmeError(f"{image}: the container image is of nme {found}, this is nme {nme.__version__} ({HOW})")
     if labels.get(CODE_LABEL) != code_hash():
-        raise NmeError(f"{image}: the container image was built from other code than src/nme has now ({HOW})")
+        raise NmeError(f"{image}: the container image was built from code that differs from src/nme ({HOW})")
     failure = _failure(image)
     if failure:
         raise NmeError(f"{image}: `nme --version` fails in the container image: {failure} ({HOW})")
@@ -45,7 +45,7 @@ def _client():
     try:
         from spython.main import get_client
     except ImportError:
-        raise NmeError("spython is not installed; it reads the image (pip install --editable '.[slurm]')") from None
+        raise NmeError("spython, which reads the image, is missing (pip install --editable '.[slurm]')") from None
     return get_client(quiet=True)
 
 
@@ -58,7 +58,7 @@ def _labels(image: Path) -> dict[str, str]:
 
 
 def _failure(image: Path) -> str:
-    """Why a command fails in the image, in the last line of what Apptainer says; nothing if it runs."""
+    """Last line of Apptainer's error message if a command fails in the image; empty if it runs."""
     done = _client().execute(str(image), ["nme", "--version"], return_result=True)
     if not isinstance(done, dict):
         return str(done)

@@ -1,6 +1,6 @@
-"""What the rules' commands find in their environment: where things are and run, which does not decide what they are.
+"""Environment variables of the rules' commands: locations and the device, which do not decide results.
 
-It travels here and not in a rule's params, so that moving to another device or data folder makes nothing again.
+They are not in a rule's params, so that a different device or data folder repeats no job.
 """
 
 import os
@@ -10,17 +10,17 @@ from pathlib import Path
 from nme.config.project import Config
 from nme.errors import NmeError
 
-LINKABLE = ("results", "figures", "logs")  # folders that users put on another disk
+LINKABLE = ("results", "figures", "logs")  # folders that users may put on a different disk
 
 
 def export(config: Config) -> None:
-    """Set PATH (so that ``nme`` is found where its environment was not activated), NME_DEVICE and NME_DATA_DIR.
+    """Set PATH (so that ``nme`` is found without activating its environment), NME_DEVICE and NME_DATA_DIR.
 
-    And APPTAINER_BIND, so that folders outside of the project's are seen inside the image: the data's, and those that
-    a link in the project leads to.
+    Also set APPTAINER_BIND, so that folders outside of the project are visible inside the container: the data folder,
+    and the targets of links in the project.
 
     Raises:
-        NmeError: NME_DATA_DIR is set and is no folder.
+        NmeError: NME_DATA_DIR is set and is not a folder.
     """
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     os.environ["NME_DEVICE"] = config.device
@@ -28,16 +28,16 @@ def export(config: Config) -> None:
     if not config.data_dir and given and not Path(given).expanduser().is_dir():
         raise NmeError(f"NME_DATA_DIR is '{given}', which is not a folder (give one, or unset it)")
     if config.data_dir or given:
-        folder = Path(config.data_dir or given).expanduser().resolve()  # inside the image links lead elsewhere
+        folder = Path(config.data_dir or given).expanduser().resolve()  # links may be broken inside the container
         os.environ["NME_DATA_DIR"] = str(folder)
         _bind(folder)
     for link in (Path(name) for name in LINKABLE):
         if link.is_symlink():
-            _bind(Path(os.path.abspath(link.readlink())))  # under the name that the link has for it
+            _bind(Path(os.path.abspath(link.readlink())))  # under the path in the link, which may be a link itself
 
 
 def _bind(folder: Path) -> None:
     bound = [part for part in os.environ.get("APPTAINER_BIND", "").split(",") if part]
-    # One that is not there stops every job with a message of Apptainer's instead of ours.
+    # Binding a missing folder would stop every job with Apptainer's message instead of ours.
     if folder.is_dir() and not folder.resolve().is_relative_to(Path.cwd()) and str(folder) not in bound:
         os.environ["APPTAINER_BIND"] = ",".join([*bound, str(folder)])

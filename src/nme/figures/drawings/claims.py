@@ -1,4 +1,4 @@
-"""The claims: effects with intervals, one row per contrast, a marker per recipe, coloured by verdict."""
+"""Claims: effects with intervals, one row per contrast, one marker per recipe, coloured by verdict."""
 
 import textwrap
 
@@ -12,13 +12,13 @@ from nme.figures import style
 from nme.grid.specs import PlotSpec
 
 COLOURS = {"supported": "#009E73", "not supported": "#D55E00", "inconclusive": "#7F7F7F"}
-WIDEST = 100  # effects and intervals beyond leave the axis; the numbers are beside it
+WIDEST = 100  # larger effects and intervals leave the axis; their numbers are next to it
 # Heights in cm: a row's words, with and without the claim's sentence, and each recipe's line.
 SENTENCE, NAME, PER_RECIPE = 1.1, 0.45, 0.31
 
 
 def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
-    """One row per contrast in the order of the claims; the grey band is ±δ, the smallest effect of interest."""
+    """Draw one row per contrast in the order of the claims; the grey band is ±δ, the smallest effect of interest."""
     smallest = record["spec"]["smallest_effect"]
     contrasts = table.drop_duplicates(["claim", "contrast"])[["claim", "contrast"]].to_records(index=False).tolist()
     recipes = table.drop_duplicates("recipe").set_index("recipe")["panel"].to_dict()
@@ -66,7 +66,7 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
 
 
 def _effect(axes: Axes, y: float, line: dict, marker: str) -> None:
-    """The estimate, its 95 % interval and its simultaneous one."""
+    """Draw the estimate, its 95 % interval and its simultaneous interval."""
     colour = COLOURS[line["verdict"]]
     axes.plot([line["low_simultaneous"], line["high_simultaneous"]], [y, y], color=colour, linewidth=0.4)
     axes.plot([line["low"], line["high"]], [y, y], color=colour, linewidth=1.2)
@@ -81,7 +81,7 @@ def _number(line: dict) -> str:
 
 
 def _legend(figure: Figure, table: pd.DataFrame, markers: dict[str, str]) -> None:
-    """A column with the colours of the verdicts and their counts, and one with the marker of each recipe."""
+    """Draw a column with the colours and counts of the verdicts, and a column with the marker of each recipe."""
     counts = table.drop_duplicates(["claim", "recipe"])["verdict"].value_counts()
     faces = {v: "white" if v == "inconclusive" else c for v, c in COLOURS.items()}
     verdicts = [
@@ -96,7 +96,7 @@ def _legend(figure: Figure, table: pd.DataFrame, markers: dict[str, str]) -> Non
 
 
 def _effect_axis(axes: Axes, values: np.ndarray) -> None:
-    """Linear to ±5, logarithmic beyond: a few effects of tens of points would flatten the rest."""
+    """Set an axis that is linear to ±5 and logarithmic beyond: effects of tens of points would flatten the rest."""
     finite = np.abs(values[np.isfinite(values)])
     widest = min(max([5, *finite]), WIDEST)
     axes.set_xscale("symlog", linthresh=5, linscale=1)

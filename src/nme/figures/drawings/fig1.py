@@ -14,11 +14,11 @@ from nme.grid.specs import PlotSpec
 BOUNDARY = "#0072B2"
 LOSS_MAP = ListedColormap(colormaps["Greys"](np.linspace(0, 0.6, 256)))  # lines stay visible on it
 NME_MAP = "YlOrBr"
-LEVELS = 14  # of the loss, at equal steps of |z − y|
+LEVELS = 14  # contour levels of the loss, at equal steps of |z − y|
 
 
 def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
-    """Draw a row for each activation: the loss left, the norm of the two weights' block of N right."""
+    """Draw one row per activation: left the loss, right the norm of the two weights' block of N."""
     names = list(dict.fromkeys(table["activation"]))
     figure = Figure(figsize=(style.COLUMN, (3.4 * len(names) + 2.6) * style.CM))
     grid = figure.subplots(len(names), 2, squeeze=False, sharex=True, sharey=True)
@@ -60,14 +60,14 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
 
 
 def _map(axes: Axes, plane: pd.DataFrame, **look: object) -> object:
-    """Draw colours, and nothing around them."""
+    """Draw a colour map without a frame."""
     axes.set_aspect("equal")
     axes.spines[:].set_visible(False)
     return axes.pcolormesh(plane.columns, plane.index, plane, rasterized=True, **look)
 
 
 def _boundaries(left: Axes, right: Axes, units: list[pd.DataFrame], activation: Activation) -> None:
-    """Draw where a linear region ends; or, of β-GELU, the outline of where a pre-activation is within 1/β of 0.
+    """Draw the boundaries of linear regions; for β-GELU, outline the area with a pre-activation within 1/β of 0.
 
     Pre-activations that the two weights do not change are left out.
     """

@@ -1,4 +1,4 @@
-"""Figure 6: how many second derivatives of β-GELU are not zero, before and after training."""
+"""Figure 6: fraction of nonzero second derivatives of β-GELU, before and after training."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -16,7 +16,7 @@ LOOKS = {
 
 
 def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
-    """Fraction of φ'' that are not zero (%) against β, over all hidden units and a fixed part of the training data."""
+    """Draw the fraction of nonzero φ'' (%) against β, over all hidden units and a fixed part of the training data."""
     whole = table[(table["quantity"] == "second_derivatives") & (table["layer"] == "")]
     whole = whole.assign(
         beta=[float(ACTIVATIONS.parse(a).values["beta"]) for a in whole["activation"]],

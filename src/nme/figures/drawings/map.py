@@ -1,4 +1,4 @@
-"""Map: the effect of each claim against the share of the NME in the penalty's update; a point per recipe."""
+"""Map: the effect of each claim against the share of the NME in the penalty's update; one point per recipe."""
 
 import textwrap
 from itertools import cycle
@@ -14,19 +14,19 @@ from nme.activations import ACTIVATIONS
 from nme.figures import style
 from nme.grid.specs import PlotSpec
 
-COLOURS = {False: "#0072B2", True: "#D55E00"}  # by whether training labels are random
-WIDEST = 100  # intervals beyond leave the axis
-LARGE = 15  # from which effect on the vertical axis is logarithmic beyond ±LINEAR
+COLOURS = {False: "#0072B2", True: "#D55E00"}  # True: some training labels are random
+WIDEST = 100  # larger intervals leave the axis
+LARGE = 15  # if an effect is larger, the vertical axis is logarithmic beyond ±LINEAR
 LINEAR = 5
 PANEL, HEADING, LEGEND_LINE = 2.1, 1.05, 0.27  # heights in cm
-NUMBER_SIZE, NUMBER_FAR = 4.5, 6  # points; those further from their point have a line to it
-# Where a point's number may be: distances from it and angles, in the order of preference.
+NUMBER_SIZE, NUMBER_FAR = 4.5, 6  # typographic points; a number further from its data point has a line to it
+# Possible places of a data point's number: distances from it and angles, in order of preference.
 ANGLES = (45, 135, 315, 225, 90, 270, 0, 180, 22, 158, 338, 202, 67, 113, 247, 293)
 PLACES = [(distance, angle) for distance in (3, 4, 5.5, 7.5, 10, 13, 17, 22, 28, 35, 44, 55) for angle in ANGLES]
 
 
 def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
-    """A panel per contrast, with its dependence on the share; a number, a colour and a shape per recipe."""
+    """Draw one panel per contrast, with its dependence on the share; each recipe has a number, a colour and a shape."""
     contrasts = [own for _, own in table.groupby(["claim", "contrast"], sort=False)]
     looks, rows = _looks(table), _legend_rows(table)
     height = (PANEL + HEADING) * len(contrasts) + LEGEND_LINE * rows + 1.9
@@ -77,7 +77,7 @@ def _lost(table: pd.DataFrame) -> pd.Series:
 
 
 def _heading(axes: Axes, own: pd.DataFrame) -> None:
-    """Three lines above a panel: the claim, the contrast, and how its effect depends on the share."""
+    """Write three lines above a panel: the claim, the contrast, and the dependence of its effect on the share."""
     first = own.iloc[0]
     contrast = first["contrast"]
     if first["over"] == "mean" and first["cells"] > 1:
@@ -98,7 +98,7 @@ def _heading(axes: Axes, own: pd.DataFrame) -> None:
 
 
 def _effect_axis(axes: Axes, values: np.ndarray, smallest: float) -> None:
-    """Linear where effects are small; logarithmic beyond ±``LINEAR`` where some of tens would flatten the rest."""
+    """Set a linear axis for small effects; logarithmic beyond ±``LINEAR`` if large effects would flatten the rest."""
     values = np.clip(values[np.isfinite(values)], -WIDEST, WIDEST)
     low, high = min([*values, -1.3 * smallest]), max([*values, 1.3 * smallest])
     if max(-low, high) <= LARGE:
@@ -136,7 +136,7 @@ def _legend(figure: Figure, table: pd.DataFrame, looks: dict[str, dict], rows: i
 
 
 def _number(axes: Axes, own: pd.DataFrame, looks: dict[str, dict]) -> None:
-    """Write the number of each setting beside its point, where it covers neither a point nor another number."""
+    """Write the number of each setting next to its point, at a place that covers no point and no other number."""
     points = own[own["share"].notna() & own["effect"].notna()]
     scale = 72 / axes.get_figure().dpi
     centres = axes.transData.transform(points[["share", "effect"]].to_numpy(dtype=float)) * scale
@@ -170,7 +170,7 @@ def _number(axes: Axes, own: pd.DataFrame, looks: dict[str, dict]) -> None:
 
 
 def _bar(axes: Axes, row: tuple, scale: float, upright: bool) -> tuple:
-    """The box of an interval, in points; without extent if there is none."""
+    """Box of an interval, in typographic points; empty if there is no interval."""
     ends = (row.low, row.high) if upright else (row.share_low, row.share_high)
     if not np.isfinite(ends).all():
         return (0, 0, 0, 0)

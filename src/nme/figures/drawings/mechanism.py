@@ -1,4 +1,4 @@
-"""Mechanism: how much of the gradient penalty's update is NME over training; a row per recipe."""
+"""Mechanism: share of the NME in the gradient penalty's update over training; one row per recipe."""
 
 from itertools import cycle
 
@@ -22,7 +22,7 @@ PLACE = ["recipe", "panel", "activation", "at", "statistic", "operator"]
 
 
 def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
-    """Columns: shares of ‖Hĝ‖, and cosines with ĝ. A colour per operator, a line style per activation."""
+    """Draw columns with shares of ‖Hĝ‖ and cosines with ĝ; one colour per operator, one line style per activation."""
     means = table[(table["quantity"] == "update_shares") & (table["probe"] == -1)]
     points = over_seeds(means.dropna(subset="value").assign(diverged=False), PLACE, "value")
     recipes = list(dict.fromkeys(means["recipe"]))
@@ -66,7 +66,7 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
 
 
 def _limits(points: pd.DataFrame) -> tuple[float, float]:
-    """All means, with a margin; wide intervals of few seeds would flatten them, so these may leave the axis."""
+    """Limits that include all means, with a margin. Intervals may leave the axis: with few seeds they are very wide."""
     low, high = min([*points["mean"], 0]), max([*points["mean"], 1])
     margin = 0.06 * (high - low)
     return low - margin, high + margin

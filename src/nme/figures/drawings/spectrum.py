@@ -1,4 +1,4 @@
-"""Share of the NME over training, extreme eigenvalues, and spectral densities; a column an activation."""
+"""Share of the NME over training, extreme eigenvalues, and spectral densities; one column per activation."""
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ LINES = {"share": "solid: ‖N‖$_F$ / ‖H‖$_F$", "blocks": "dashed: its dia
 
 
 def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
-    """Rows: share of the NME, extreme eigenvalues, spectral density at the end of the training."""
+    """Draw three rows: share of the NME, extreme eigenvalues, spectral density at the end of the training."""
     shares = over_seeds(_shares(table).assign(diverged=False), [*PLACE, "quantity", "step"], "value")
     extremes = over_seeds(_extremes(table).assign(diverged=False), [*PLACE, "quantity", "operator", "step"], "value")
     places = table[PLACE].drop_duplicates().to_dict("records")
@@ -65,7 +65,7 @@ def _shares(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _extremes(table: pd.DataFrame) -> pd.DataFrame:
-    """The least and the greatest Ritz value of each member, step and operator."""
+    """Smallest and largest Ritz value of each member, step and operator."""
     ritz = table[table["quantity"] == "spectrum"].groupby([*PLACE, "seed", "step", "operator"])["value"]
     found = {"smallest": ritz.min(), "largest": ritz.max()}
     return pd.concat([v.reset_index().assign(quantity=name) for name, v in found.items()])
@@ -94,7 +94,7 @@ def _draw_extremes(axes: Axes, points: pd.DataFrame, colours: dict[str, str]) ->
 
 
 def _draw_densities(axes: Axes, table: pd.DataFrame, colours: dict[str, str]) -> None:
-    """Each Ritz value a Gaussian of 1 % of the shown range, averaged over probes and seeds."""
+    """Draw each Ritz value as a Gaussian of 1 % of the shown range, averaged over probes and seeds."""
     last = table[(table["quantity"] == "spectrum") & (table["at"] == table["at"].max())]
     low, high = last["value"].min(), last["value"].max()
     at = np.linspace(low - 0.05 * (high - low), high + 0.05 * (high - low), 600)

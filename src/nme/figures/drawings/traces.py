@@ -1,4 +1,4 @@
-"""Traces of H, G and N over training, a panel a training method."""
+"""Traces of H, G and N over training; one panel per training method."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,7 +12,7 @@ MARKERS = {"H": "o", "G": "s", "N": "^"}
 
 
 def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
-    """The mean trace over probes, then mean and interval over seeds; the vertical axis is linear near 0."""
+    """Draw traces, averaged over probes, then with mean and interval over seeds; the vertical axis is linear near 0."""
     by = ["recipe", "panel", "method", "strength", "seed", "step", "operator"]
     traces = table[table["quantity"] == "traces"].groupby(by, as_index=False, sort=False)["value"].mean()
     points = over_seeds(traces.assign(diverged=False), [c for c in by if c != "seed"], "value")
@@ -36,7 +36,7 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
         strength = f"\n{method.symbol} = {place['strength']:g}" if method.symbol else "\n"
         axes.set_title(f"{place['panel']}\n{method.full_label}{strength}")
     values = points["mean"]
-    for axes in grid:  # all on one scale; means set it, since an interval over runaway seeds spans decades
+    for axes in grid:  # one scale, set by the means: an interval over runaway seeds would span decades
         axes.set_ylim(2 * min(values.min(), -linear), 2 * max(values.max(), linear))
     for axes in grid[::2]:
         axes.set_ylabel("trace (loss / parameter²)")
