@@ -38,6 +38,8 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
     values = points["mean"]
     for axes in grid:  # one scale, set by the means: an interval over runaway seeds would span decades
         axes.set_ylim(2 * min(values.min(), -linear), 2 * max(values.max(), linear))
+        # Labels of the linear part would lie on top of each other.
+        axes.set_yticks([tick for tick in axes.get_yticks() if tick == 0 or abs(tick) >= linear])
     for axes in grid[::2]:
         axes.set_ylabel("trace (loss / parameter²)")
     style.legend(figure, grid)
