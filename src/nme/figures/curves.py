@@ -17,6 +17,7 @@ from nme.methods import METHODS
 
 CONFIDENCE = 0.95
 SHOWN_ERROR = 2.5  # a panel shows errors up to this multiple of the smallest one
+LEAST_ERROR = 10  # points; near 100 % a small multiple of the smallest error shows next to nothing
 SPLITS = {"train_accuracy": "train accuracy", "test_accuracy": "test accuracy"}
 
 
@@ -70,7 +71,7 @@ def _with_panels(table: pd.DataFrame, columns: str, groups: list[list[str]]) -> 
 
 
 def _zoom(axes: Axes, points: pd.DataFrame) -> float:
-    """Show errors up to ``SHOWN_ERROR`` times the smallest mean error, and return the lowest accuracy shown.
+    """Show errors up to ``SHOWN_ERROR`` times the smallest mean error or ``LEAST_ERROR``; return the lowest accuracy.
 
     A strength that destroys the training would otherwise flatten the interesting differences.
     """
@@ -80,7 +81,7 @@ def _zoom(axes: Axes, points: pd.DataFrame) -> float:
         axes.set_ylim(0, 100)
         return 0
     high = min(values.max(), 100)
-    least_error = max(100 - points["mean"].max(), 1)
+    least_error = max(100 - points["mean"].max(), LEAST_ERROR)
     floor = max(values.min(), 100 - SHOWN_ERROR * least_error, 0)
     margin = 0.05 * max(high - floor, 1)
     axes.set_ylim(floor - margin, high + margin)
