@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -27,13 +28,14 @@ from nme.activations import ACTIVATIONS
 from nme.claims.effects_map import effects_and_shares
 from nme.claims.verdicts import decide
 from nme.config.figure import DRAWINGS
+from nme.config.messages import check
 from nme.config.project import Project, load_project
 from nme.errors import NmeError
 from nme.figures import curves, style
 from nme.grid.cells import cells
 from nme.grid.claims import claims_spec, map_spec
 from nme.grid.paths import figures_read
-from nme.grid.specs import landscape_spec, plot_spec, table_spec
+from nme.grid.specs import PlotSpec, landscape_spec, plot_spec, table_spec
 from nme.methods import METHODS
 from nme.outputs import parquet
 from nme.quantities import QUANTITIES, Settings
@@ -740,7 +742,8 @@ def drawn():
                 "groups": [],
                 **how,
             }
-            spec = {"scale": "tiny", "curves": chosen, "colours": colours or {"relu": "#0072B2"}}
+            colours = colours or {"relu": "#0072B2"}
+            spec = PlotSpec(figure="one", scale="tiny", version=1, curves=chosen, colours=colours)
             return curves.draw(table, spec, {"spec": {"seeds": seeds}})
 
     yield make
@@ -880,19 +883,15 @@ def test_a_point_whose_members_all_diverged_has_no_mean(drawn):
 # ---------------------------------------------------------------- mistakes
 
 
-def message(*arguments) -> str:
-    with pytest.raises(NmeError) as caught:
-        plot(*arguments)
-    return str(caught.value)
-
-
-def test_an_unknown_figure_is_one_message(tmp_path):
-    text = message({"figure": "fig11"}, tmp_path / "t.parquet", tmp_path / "f.pdf")
-    assert "unknown figure 'fig11'; did you mean 'fig1'?" in text
+def test_an_unknown_figure_is_one_message():
+    with pytest.raises(NmeError, match=r"unknown figure 'fig11'; did you mean 'fig1'\?"):
+        check(PlotSpec, {"figure": "fig11", "scale": "tiny", "version": 1}, "--spec")
 
 
 def test_a_missing_table_is_one_message(tmp_path):
-    assert str(tmp_path / "t.parquet") in message({"figure": "fig1"}, tmp_path / "t.parquet", tmp_path / "f.pdf")
+    table = tmp_path / "t.parquet"
+    with pytest.raises(NmeError, match=re.escape(str(table))):
+        plot(PlotSpec(figure="fig1", scale="tiny", version=1), table, tmp_path / "f.pdf")
     assert list(tmp_path.iterdir()) == []
 
 

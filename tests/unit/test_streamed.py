@@ -232,7 +232,7 @@ class TestLoad:
             load(tmp_path / "data" / "manifest.json", CPU, RESOLUTION, workers)
         text = str(caught.value)
         assert text.startswith(f"{path}: ")
-        assert text.endswith("Prepare the dataset again")
+        assert text.endswith("Prepare the dataset again.")
         assert len(text.splitlines()) == 1
 
     def test_any_bit_of_a_shard_counts(self, manifest, tmp_path):

@@ -102,8 +102,8 @@ def learning_rate(recipe: Training, progress: float) -> float:
         recipe: with ``learning_rate``, ``epochs`` and ``warmup_epochs``.
         progress: finished epochs, with fractions.
 
-    >>> recipe = Recipe(dataset="digits", title="", model={"name": "mlp", "widths": [1]}, epochs=10, batch_size=1,
-    ...                 learning_rate=1, warmup_epochs=2)
+    >>> recipe = Training(dataset="digits", model={"name": "mlp", "widths": [1]}, epochs=10, batch_size=1,
+    ...                   learning_rate=1, warmup_epochs=2)
     >>> [round(learning_rate(recipe, e), 3) for e in (0, 1, 2, 6, 10)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
