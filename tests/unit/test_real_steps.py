@@ -57,8 +57,8 @@ def folder(tmp_path_factory):
 def prepared(request, folder, tmp_path_factory):
     """A recipe, and its data as the prepare stage leaves them."""
     output = tmp_path_factory.mktemp(request.param)
-    spec = spec_in_memory(request.param, test=100)
-    spec |= {"short_side": 80, "quality": 90} if request.param == "imagenette" else {"train": 1200}
+    size = {"short_side": 80, "quality": 90} if request.param == "imagenette" else {"train": 1200}
+    spec = spec_in_memory(request.param, test=100, **size)
     prepare(spec, Places((folder,)), output, threads=2)
     settings = {"epochs": 1, "warmup_epochs": 0.2, "threads": 2, **RECIPES[request.param]}
     recipe = Recipe(dataset=request.param, **settings)
