@@ -158,7 +158,8 @@ class Curvature:
         return vectors.detach().to(self.device, self.dtype).reshape(self.size, -1)
 
     def _split(self, vector: Tensor) -> list[Tensor]:
-        parts = vector.split([p.numel() for p in self.parameters])
+        # Contiguous: products with a strided vector may be rounded differently.
+        parts = vector.contiguous().split([p.numel() for p in self.parameters])
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
