@@ -92,14 +92,19 @@ def join(processes: int, device: torch.device) -> Iterator[None]:
         yield
         return
     _end_with_parent()
-    if device.type == "cuda":  # gloo beside NCCL, for ``any_of``
-        distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
-    else:
-        distributed.init_process_group("gloo")
+    start_group(device)
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def start_group(device: torch.device) -> None:
+    """Find the other processes, by the variables of ``torchrun``: NCCL for a GPU's tensors, gloo for those of CPUs."""
+    if device.type == "cuda":
+        distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    else:
+        distributed.init_process_group("gloo")
 
 
 def _end_with_parent() -> None:
