@@ -2,7 +2,7 @@
 
 A float32 result passes if its error is at most ten times that of float32 on the CPU, or 10⁻⁴: kernels of a GPU sum in a
 different order. bf16 and TF32 pass by their cosine with float64. ResNet-50 at its initialisation, in train mode, makes
-rounding errors a thousand times larger, on the CPU too. There, 1 − cosine in bf16 may be twice that of the CPU, and TF32
+rounding errors a thousand times larger, on the CPU too. There, 1 − cosine in bf16 may be twice the CPU's, and TF32
 must be nearer than bf16 on the CPU.
 """
 

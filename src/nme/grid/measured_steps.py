@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from nme.config.scale import Recipe
-from nme.methods import METHODS
+from nme.methods import METHODS, Method
 
 TABLE = Path(__file__).with_name("gpu_steps.json")  # empty until a card has been measured
 
@@ -48,8 +48,7 @@ class MeasuredSteps:
             shape: shape of one input.
             method: method by name, with its parameters.
         """
-        model = recipe.model.model_dump(mode="json")
-        wanted = (model, list(shape), recipe.precision, recipe.channels_last)
+        wanted = (recipe.model_dump(mode="json")["model"], list(shape), recipe.precision, recipe.channels_last)
         found = {
             row["method"]: row["seconds"] / row["batch_size"]
             for row in self._rows
@@ -59,7 +58,7 @@ class MeasuredSteps:
             return found[method] * recipe.batch_size
         if "sgd" not in found:
             return None
-        return found["sgd"] * METHODS.parse(method).gradients * recipe.batch_size
+        return found["sgd"] * cast(Method, METHODS.parse(method)).gradients * recipe.batch_size
 
 
 @cache
