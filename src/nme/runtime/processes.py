@@ -17,6 +17,7 @@ import torch
 from torch import distributed
 
 from nme.errors import Interrupted, NmeError
+from nme.runtime.device import reserve_gpus
 
 STARTED = "RANK"  # torchrun and ``launch`` set it
 
@@ -61,11 +62,13 @@ def launch(processes: int, device: str, arguments: list[str], stopped: int) -> i
         monitor_interval=0.1,
     )
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # a cluster's warning
-    if device != "cpu" and torch.cuda.is_available() and torch.cuda.device_count() < processes:
+    if device != "cpu" and torch.cuda.is_available():
         found = torch.cuda.device_count()
-        raise NmeError(
-            f"the recipe's processes is {processes}, but this job sees {found} GPUs (allowed: up to {found})"
-        )
+        if found < processes:
+            raise NmeError(
+                f"the recipe's processes is {processes}, but this job sees {found} GPUs (allowed: up to {found})"
+            )
+        reserve_gpus(processes)
     try:
         elastic_launch(config, sys.executable)("-m", "nme.cli", *arguments)
     except ChildFailedError as error:
