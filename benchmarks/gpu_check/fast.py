@@ -19,7 +19,7 @@ from torch import nn
 from gpu_check import laptop, timing
 from gpu_check.groups import environment
 from gpu_check.networks import Network, data_of, endless, member_of, network, recipe_of
-from gpu_check.session import Session, products_in
+from gpu_check.session import Session, products_in, release_memory
 from nme.data.in_memory import Data
 from nme.derivatives.products import logits_of
 from nme.methods import METHODS
@@ -51,12 +51,14 @@ def check(session: Session) -> None:
     slowest = 1.0 if session.quick else 20.0
     for label in list(VARIANTS)[: 1 if session.quick else None]:
         for name, net in shapes.items():
+            release_memory(session.device)
             if session.has_time("fast", f"{name}, {label}", slowest):
                 before = session.left()
                 with session.guard("fast", f"{name}, {label}"):
                     _variant(session, name, net, label, data[name], counts, peaks)
                 slowest = max(slowest, before - session.left())
     data.clear()
+    release_memory(session.device)
     _peak_bar(session)
     laptop.check(session)
     for name in NETWORKS[: 1 if session.quick else None]:
@@ -151,7 +153,7 @@ def _compiled(session: Session, name: str) -> None:
         return
     command = [sys.executable, "-m", "gpu_check.fast", session.device.type, name, str(int(session.quick))]
     # A rehearsal compiles nothing: a compiler takes longer than all else.
-    own = environment() | ({"TORCH_COMPILE_DISABLE": "1"} if session.quick else {})
+    own = environment(session.device) | ({"TORCH_COMPILE_DISABLE": "1"} if session.quick else {})
     log = session.folder / f"compiled-{name}.txt"
     with log.open("w", encoding="utf-8") as output, (session.folder / f"compiled-{name}.log").open("w") as errors:
         process = subprocess.Popen(command, env=own, stdout=output, stderr=errors)

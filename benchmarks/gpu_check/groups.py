@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ METHODS_TRIED = ("grad_norm", "gauss_newton_trace")
 STEPS = 3
 WORST = 1e-4
 PARTS = 4  # parts of a batch
+OUT_OF_TIME, FAILED = "out of time", "failed"
+LONGEST = 60  # seconds; processes that find each other at all need less
 
 
 def trained(device: torch.device, quick: bool) -> torch.Tensor:
@@ -46,6 +49,9 @@ def check(session: Session) -> None:
     for world in dict.fromkeys(worlds):
         backend = "NCCL" if session.cuda else "gloo"
         found, problem = _run(session, world)
+        if problem == OUT_OF_TIME:
+            session.skip("right", f"{backend}, {world}", problem)
+            continue
         error = None if found is None else relative_error(found, expected)
         ok = error is not None and error <= WORST
         where = "right", f"{backend}, {world} process{'es' if world > 1 else ''}", ", ".join(METHODS_TRIED)
@@ -61,26 +67,38 @@ def _run(session: Session, world: int) -> tuple[torch.Tensor | None, str]:
     output.unlink(missing_ok=True)
     shared = environment() | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
     command = [sys.executable, "-m", "gpu_check.groups", session.device.type, str(output), str(int(session.quick))]
+    logs = [session.folder / f"group-{world}-{rank}.log" for rank in range(world)]
     running = []
-    for rank in range(world):
+    for rank, log in enumerate(logs):
         own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        running.append(subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True))
-    problem = ""
-    for process in running:
-        try:
-            _, errors = process.communicate(timeout=max(5, session.left()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            problem = "out of time"
-        else:
-            problem = problem or (errors.strip().splitlines() or ["no message"])[-1] if process.returncode else problem
+        running.append(subprocess.Popen(command, env=own, stderr=log.open("w")))
+    problem = _wait(running, min(LONGEST, session.left()))
+    if problem == FAILED:
+        failed = next(number for number, process in enumerate(running) if process.returncode > 0)
+        problem = (logs[failed].read_text(encoding="utf-8").strip().splitlines() or ["no message"])[-1]
     return (torch.load(output) if not problem else None), problem
 
 
-def environment() -> dict[str, str]:
-    """Environment of a child process, which finds this package and nme in this checkout."""
+def _wait(running: list[subprocess.Popen], seconds: float) -> str:
+    """Wait for all; one that fails, or the end of the time, ends the others. Returns what went wrong."""
+    ends, problem = time.monotonic() + seconds, ""
+    while not problem and any(process.poll() is None for process in running):
+        if any(process.returncode for process in running):
+            problem = FAILED
+        elif time.monotonic() > ends:
+            problem = OUT_OF_TIME if seconds < LONGEST else f"no answer within {LONGEST} s"
+        time.sleep(0.1)
+    for process in running:
+        process.kill()
+        process.wait()
+    return problem or (FAILED if any(process.returncode for process in running) else "")
+
+
+def environment(device: torch.device | None = None) -> dict[str, str]:
+    """Environment of a child process, which finds this package and nme in this checkout, and the same GPU."""
     folders = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
+    own = {"LOCAL_RANK": str(device.index or 0)} if device and device.type == "cuda" else {}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders)), **own}
 
 
 def main(kind: str, output: Path, quick: bool) -> None:

@@ -38,7 +38,7 @@ NETWORKS = {
     "MLP": Network(MLP, (1, 28, 28), 128),
     "CNN, 1-d": Network(CNN_1D, (1, 40), 100),
     "CNN, 2-d": Network(CNN_2D, (3, 32, 32), 50),
-    "WideResNet-16-4": Network({"name": "wide_resnet", "depth": 16, "widen": 4}, (3, 32, 32), 16),
+    "WideResNet-16-4": Network({"name": "wide_resnet", "depth": 16, "widen": 4}, (3, 32, 32), 8),
     "WideResNet-28-10": Network({"name": "wide_resnet", "depth": 28, "widen": 10}, (3, 32, 32), 128),
     "ResNet-50, 64 px": Network({"name": "resnet50"}, (3, 64, 64), 8),
     "ResNet-50": Network({"name": "resnet50"}, (3, 224, 224), 128, 1000),

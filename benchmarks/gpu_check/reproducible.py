@@ -1,7 +1,8 @@
 """Reproducible: the same cell twice gives the same bits, and so does one that is killed halfway and continues.
 
-As a program (``python -m gpu_check.reproducible DEVICE FOLDER QUICK HOW``) it trains the cells in a process of its own
-and prints the checksums of what they end with. HOW is ``twice``, ``killed`` or ``resumed``.
+As a program (``python -m gpu_check.reproducible DEVICE FOLDER QUICK KIND HOW``) it trains the cells in a process of its
+own and prints the checksums of what they end with. KIND is ``eager`` or ``compiled``, HOW is ``twice``, ``killed`` or
+``resumed``.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from gpu_check.groups import environment
+from gpu_check.groups import OUT_OF_TIME, environment
 from gpu_check.networks import data_of, member_of, network, recipe_of
 from gpu_check.session import Session, products_in
 from nme.training.checkpoint import Checkpoint
@@ -46,12 +47,15 @@ CELLS = [
     Cell("ResNet-50, 64 px", "sam", {"precision": "bf16", "channels_last": True}),
     Cell("MLP", "grad_norm", {"compile": True}),
 ]
+KINDS = {"eager": 20, "compiled": 60}  # seconds of a process, about
 
 
-def cells(session_quick: bool) -> list[Cell]:
-    """All cells; a rehearsal has neither ResNet-50 nor a compiled one."""
-    few = [cell for cell in CELLS if "compile" not in cell.settings and not cell.network.startswith("ResNet")]
-    return few if session_quick else CELLS
+def cells(quick: bool, kind: str) -> list[Cell]:
+    """Cells of a kind; a rehearsal has neither ResNet-50 nor compiled ones."""
+    found = [cell for cell in CELLS if ("compile" in cell.settings) == (kind == "compiled")]
+    if not quick:
+        return found
+    return [] if kind == "compiled" else [cell for cell in found if not cell.network.startswith("ResNet")]
 
 
 def new_member(cell: Cell, device: torch.device, quick: bool) -> Member:
@@ -90,33 +94,40 @@ def train(cell: Cell, device: torch.device, folder: Path, quick: bool, how: str)
 
 
 def check(session: Session) -> None:
-    """Start the processes, and compare what they print."""
+    """Start the processes of both kinds of cells, and compare what they print."""
+    for kind in KINDS:
+        if cells(session.quick, kind):
+            _kind(session, kind)
+
+
+def _kind(session: Session, kind: str) -> None:
     folder = session.folder / "reproducible"
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for how in ("twice", "killed", "resumed"):
-        if not session.has_time("reproducible", how, 2 if session.quick else 20):
+        if not session.has_time("reproducible", f"{kind}, {how}", 2 if session.quick else KINDS[kind]):
             return
-        found[how], problem = _run(session, folder, how)
+        found[how], problem = _run(session, folder, kind, how)
+        if problem == OUT_OF_TIME:
+            return session.skip("reproducible", f"{kind}, {how}", problem)
         if problem:
-            session.add("reproducible", how, "process", "failed", None, None, False, problem)
-            return
-    for cell in cells(session.quick):
+            return session.add("reproducible", f"{kind}, {how}", "process", "failed", None, None, False, problem)
+    for cell in cells(session.quick, kind):
         first, second = found["twice"][cell.name]
         session.add("reproducible", cell.name, "twice", "same bits", float(first == second), 1, first == second)
         same = found["resumed"][cell.name] == [first]
         session.add("reproducible", cell.name, "killed and resumed", "same bits", float(same), 1, same)
 
 
-def _run(session: Session, folder: Path, how: str) -> tuple[dict, str]:
+def _run(session: Session, folder: Path, kind: str, how: str) -> tuple[dict, str]:
     command = [sys.executable, "-m", "gpu_check.reproducible", session.device.type, str(folder)]
-    command += [str(int(session.quick)), how]
+    command += [str(int(session.quick)), kind, how]
     try:
         done = subprocess.run(
-            command, env=environment(), capture_output=True, text=True, timeout=max(5, session.left())
+            command, env=environment(session.device), capture_output=True, text=True, timeout=max(5, session.left())
         )
     except subprocess.TimeoutExpired:
-        return {}, "out of time"
+        return {}, OUT_OF_TIME
     if how == "killed":
         return {}, "" if done.returncode == -signal.SIGKILL else f"was not killed: {done.stderr[-300:]}"
     if done.returncode:
@@ -124,17 +135,17 @@ def _run(session: Session, folder: Path, how: str) -> tuple[dict, str]:
     return json.loads(done.stdout.splitlines()[-1]), ""
 
 
-def main(kind: str, folder: Path, quick: bool, how: str) -> None:
+def main(name: str, folder: Path, quick: bool, kind: str, how: str) -> None:
     """Train all cells in this process; print checksums by cell, or be killed."""
     from nme.runtime.device import prepare_device
 
-    device = prepare_device(kind, 1)
+    device = prepare_device(name, 1)
     times = 2 if how == "twice" else 1
-    sums = {cell.name: [train(cell, device, folder, quick, how) for _ in range(times)] for cell in cells(quick)}
+    sums = {cell.name: [train(cell, device, folder, quick, how) for _ in range(times)] for cell in cells(quick, kind)}
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     print(json.dumps(sums))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "1", sys.argv[4])
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "1", *sys.argv[4:])

@@ -1,5 +1,6 @@
 """One run of the check: its device, its time, and the numbers it has found."""
 
+import gc
 import sys
 import time
 import traceback
@@ -92,6 +93,13 @@ def products_in(precision: str) -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def release_memory(device: torch.device) -> None:
+    """Give cached memory back to the GPU, for a child process."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def finish_queued_work(device: torch.device) -> None:

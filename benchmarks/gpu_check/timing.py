@@ -12,7 +12,7 @@ from gpu_check.session import Session, finish_queued_work, products_in
 
 Step = Callable[[], object]
 TURNS = 3
-TURN_SECONDS = 0.3
+TURN_SECONDS = 0.15
 
 
 def seconds_of(step: Step, count: int, device: torch.device) -> float:
@@ -82,7 +82,7 @@ def waits(step: Step, device: torch.device) -> list[str] | None:
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    found = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
     return [f"{Path(warning.filename).name}:{warning.lineno}" for warning in found]
 
 

@@ -12,7 +12,7 @@ import gpu
 import numpy as np
 import pytest
 import torch
-from gpu_check import fast, needs, report, reproducible, right, timing, true
+from gpu_check import fast, groups, needs, report, reproducible, right, timing, true
 from gpu_check.networks import NETWORKS, QUICK, TINY_WRN, data_of, endless, member_of, network, recipe_of
 from gpu_check.pack import KEYS
 from gpu_check.session import Session, products_in
@@ -172,6 +172,26 @@ def test_a_killed_cell_continues_with_the_same_bits(tmp_path):
     whole = reproducible.train(cell, CPU, tmp_path, True, "twice")
     assert reproducible.train(cell, CPU, tmp_path, True, "killed") == ""
     assert reproducible.train(cell, CPU, tmp_path, True, "resumed") == whole
+
+
+def processes_that(*codes):
+    return [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
+
+
+def test_a_process_that_fails_ends_the_others():
+    running = processes_that("import sys; sys.exit(3)", "import time; time.sleep(60)")
+    began = time.monotonic()
+    assert groups._wait(running, 50) == "failed"
+    assert time.monotonic() - began < 30
+    assert all(process.returncode for process in running)
+    assert groups._wait(processes_that("", ""), 50) == ""
+
+
+def test_processes_that_never_meet_fail_unless_the_time_was_short(monkeypatch):
+    sleeping = "import time; time.sleep(60)"
+    assert groups._wait(processes_that(sleeping), 0.2) == groups.OUT_OF_TIME
+    monkeypatch.setattr(groups, "LONGEST", 0.2)
+    assert groups._wait(processes_that(sleeping), 0.2) == "no answer within 0.2 s"
 
 
 def test_waits_for_the_device_are_counted(monkeypatch):
