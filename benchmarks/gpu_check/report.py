@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from gpu_check.laptop import SMALL
 from gpu_check.session import Session
 from nme.methods import METHODS
 from nme.runtime.device import device_name
@@ -62,8 +63,10 @@ def table(rows: list[dict], name: str) -> str:
     lines += [
         f"{row['part']:13} {row['network']:24.24} {row['case']:32.32} {row['quantity']:28.28} {row['value']:.4g}"
         for row in rows
-        if row["network"] in ("matrix product", "loaders") or (row["part"] == "true" and row["value"] is not None)
+        if row["network"] in ("matrix product", "loaders") or row["quantity"] in ("test accuracy", "finished")
     ]
+    took = [f"{row['part']} {row['value']:.0f} s" for row in rows if row["quantity"] == "duration in s"]
+    lines += ["", f"took: {', '.join(took)}"]
     titles = {"failed or missed": lambda row: row["ok"] is False, "skipped": lambda row: row["quantity"] == "skipped"}
     for title, wanted in titles.items():
         found = [row for row in rows if wanted(row)]
@@ -93,8 +96,15 @@ def _steps(rows: list[dict]) -> list[str]:
             f"fast          {network}: SGD {1e3 * sgd.get('seconds', float('nan')):.3g} ms, {peak:.0%} of the peak"
         )
         for case, numbers in shown.items():
-            operations = numbers.get("counted operations", float("nan")) / sgd.get("counted operations", float("nan"))
-            lines.append(f"  {case:26} {numbers['time over SGD']:5.2f} steps of SGD   {operations:5.2f} counted")
+            counted = numbers.get("counted operations", 0) / sgd.get("counted operations", 1)
+            counted = f"{counted:5.2f} counted" if counted else ""
+            lines.append(f"  {case:26} {numbers['time over SGD']:5.2f} steps of SGD   {counted}".rstrip())
+    for network, cases in found.items():
+        for case, numbers in cases.items():
+            if "time over eager SGD" in numbers:
+                lines.append(f"fast          {network}: {case} {numbers['time over eager SGD']:.2f} steps of eager SGD")
+            elif network in SMALL and "seconds" in numbers:
+                lines.append(f"fast          {network}: {case} {1e3 * numbers['seconds']:.3g} ms")
     return [*lines, ""] if lines else []
 
 
