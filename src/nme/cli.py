@@ -298,6 +298,11 @@ def main() -> None:
         code, message = TEMPORARY_FAILURE, f"nme: {stop}"
     except OSError as error:
         code, message = 1, f"nme: error: {error.filename or 'writing'}: {error.strerror or error}"
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which may not be imported
+            raise
+        what = ". ".join(str(error).split(". ")[:2])
+        code, message = 1, f"nme: error: the GPU's memory is full ({what}). Set a smaller micro_batch"
     else:
         return
     rank = os.environ.get("RANK", "0")  # several processes all stop together
