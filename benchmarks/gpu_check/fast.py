@@ -101,6 +101,8 @@ def _variant(
                 session.skip("fast", f"{name}, {label}, {method}", "out of memory")
                 del steps[method]
                 torch.cuda.empty_cache()
+        if "sgd" not in steps:
+            return
         times = timing.timed(steps, session)
         for method, step in steps.items():
             _report(session, name, label, method, step, times, counts[name, method], peaks[settings["precision"]])

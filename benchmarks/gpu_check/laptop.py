@@ -6,10 +6,8 @@ from collections.abc import Callable
 import torch
 
 from gpu_check import timing
-from gpu_check.networks import SMALL_STRENGTH, batch_of, data_of, endless, member_of, network, recipe_of
+from gpu_check.networks import SMALL_STRENGTH, batch_of, data_of, endless, member_of, network, recipe_of, update_of
 from gpu_check.session import Session
-from nme.derivatives.batch import Batch
-from nme.methods import METHODS
 from nme.runtime.random_streams import stream
 
 SMALL = ("MLP", "CNN, 1-d", "CNN, 2-d")
@@ -37,11 +35,9 @@ def _small(session: Session, name: str) -> None:
     for method in WITHOUT_RANDOM_NUMBERS:
         member = member_of(recipe_of(net), data, net.classes)
         model = member_of(recipe_of(net), data, net.classes).model.train()
-        parsed = METHODS.parse(method)
 
-        def update(model=model, parsed=parsed) -> torch.Tensor:
-            found = parsed.update(model, Batch(inputs, labels), SMALL_STRENGTH, stream(0, "noise"))
-            return found.gradient_norm
+        def update(model=model, method=method) -> torch.Tensor:
+            return update_of(method, model, inputs, labels, SMALL_STRENGTH).gradient_norm
 
         steps = {"step": endless(member, method), "update": update}
         if session.cuda:

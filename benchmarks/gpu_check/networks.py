@@ -11,7 +11,7 @@ from nme.activations import ACTIVATIONS
 from nme.config.scale import Recipe
 from nme.data.in_memory import Data
 from nme.derivatives.batch import Batch
-from nme.methods import METHODS
+from nme.methods import METHODS, Update
 from nme.models import MODELS
 from nme.runtime.random_streams import stream
 from nme.training.member import Job, Member
@@ -74,10 +74,14 @@ def batch_of(net: Network) -> tuple[Tensor, Tensor]:
     return inputs, torch.randint(net.classes, (net.batch,), generator=generator)
 
 
+def update_of(method: str, model: nn.Module, inputs: Tensor, labels: Tensor, strength: float = STRENGTH) -> Update:
+    """One update of a method, with the same random numbers on every device."""
+    return METHODS.parse(method).update(model, Batch(inputs, labels), strength, stream(0, "noise"))
+
+
 def direction(method: str, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    """Direction of one step of a method, flat, with the same random numbers on every device."""
-    update = METHODS.parse(method).update(model, Batch(inputs, labels), STRENGTH, stream(0, "noise"))
-    return torch.cat([part.detach().reshape(-1) for part in update.direction])
+    """Direction of one step of a method, flat."""
+    return torch.cat([part.detach().reshape(-1) for part in update_of(method, model, inputs, labels).direction])
 
 
 def recipe_of(net: Network, **settings: object) -> Recipe:

@@ -8,6 +8,7 @@ import torch
 
 from gpu_check.laptop import SMALL
 from gpu_check.session import Session
+from nme.errors import NmeError
 from nme.methods import METHODS
 from nme.runtime.device import device_name
 
@@ -109,8 +110,14 @@ def _steps(rows: list[dict]) -> list[str]:
 
 
 def keep(results: Path, steps: Path = STEPS) -> int:
-    """Add a run's step times to the table that ``nme plan`` reads, in place of the card's earlier ones."""
+    """Add a run's step times to the table that ``nme plan`` reads, in place of the card's earlier ones.
+
+    Raises:
+        NmeError: the run was a rehearsal, or on a CPU.
+    """
     found = json.loads(results.read_text(encoding="utf-8"))
+    if found["quick"] or not found.get("gpus"):
+        raise NmeError(f"{results}: has no step times of a GPU at full size (found {found['device']}, quick or a CPU)")
     kept = [row for row in json.loads(steps.read_text(encoding="utf-8")) if row["card"] != found["device"]]
     fields = ("model", "input_shape", "precision", "channels_last", "batch_size")
     added = [

@@ -18,6 +18,7 @@ from gpu_check.pack import KEYS
 from gpu_check.session import Session, products_in
 
 from nme.config.scale import Recipe
+from nme.errors import NmeError
 from nme.grid.measured_steps import MeasuredSteps
 from nme.methods import METHODS
 
@@ -369,8 +370,11 @@ def test_kept_step_times_are_those_that_a_plan_uses(session, tmp_path, monkeypat
     times = {"sgd": [0.1], "grad_norm": [0.3]}
     for method in times:
         fast._report(session, "WideResNet-28-10", "tf32", method, lambda: None, times, 1, 1.0)
-    session.quick = False
     report.write(session)
+    with pytest.raises(NmeError, match="no step times of a GPU"):
+        report.keep(tmp_path / "gpu.json")
+    written = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    (tmp_path / "gpu.json").write_text(json.dumps({**written, "quick": False, "gpus": 1}), encoding="utf-8")
     table = tmp_path / "steps.json"
     table.write_text('[{"card": "another"}]\n', encoding="utf-8")
     for _ in range(2):  # the second time replaces the card's rows
