@@ -53,13 +53,15 @@ def table(rows: list[dict], name: str) -> str:
     lines = [name, ""]
     groups: dict[tuple[str, str, str], list[dict]] = {}
     for row in rows:
-        if row["part"] in ("right", "reproducible") and row["ok"] is not None and row["value"] is not None:
+        checked = row["part"] in ("right", "reproducible") and row["quantity"] != "duration in s"
+        if checked and row["value"] is not None:
             groups.setdefault((row["part"], row["network"], row["quantity"]), []).append(row)
     for (part, network, quantity), found in groups.items():
         values = [row["value"] for row in found]
         worst = max(values) if "error" in quantity else min(values)
         passed = sum(row["ok"] is True for row in found)
-        lines.append(f"{part:13} {network:44.44} {quantity:13} worst {worst:9.2g}  {passed}/{len(found)} ok")
+        verdict = f"{passed}/{len(found)} ok" if any(row["ok"] is not None for row in found) else "no bar"
+        lines.append(f"{part:13} {network:44.44} {quantity:13} worst {worst:9.2g}  {verdict}")
     lines += ["", *_steps(rows)]
     lines += [
         f"{row['part']:13} {row['network']:24.24} {row['case']:32.32} {row['quantity']:28.28} {row['value']:.4g}"

@@ -195,6 +195,7 @@ def test_processes_that_never_meet_fail_unless_the_time_was_short(monkeypatch):
     assert groups._wait(processes_that(sleeping), 0.2) == "no answer within 0.2 s"
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_waits_for_the_device_are_counted(monkeypatch):
     modes = []
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
