@@ -22,8 +22,7 @@ from torch.optim.sgd import sgd
 
 from nme.activations import ACTIVATIONS
 from nme.config.scale import Training
-from nme.data.examples import Examples
-from nme.data.in_memory import Data
+from nme.data.examples import Examples, Split
 from nme.derivatives import taylor, vectors
 from nme.derivatives.batch import Batch, Division
 from nme.derivatives.products import logits_of
@@ -42,8 +41,8 @@ class Job:
     activation: str
     method: Method
     strength: float
-    train: Data
-    test: Data
+    train: Split
+    test: Split
     classes: int
     device: torch.device
 
