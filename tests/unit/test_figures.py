@@ -115,7 +115,7 @@ def values_of(quantity: str) -> list:
     chosen = PROJECT.scale.measurement
     settings = Settings(chosen.probes, chosen.spectrum_probes, chosen.lanczos_steps)
     given = measured_on(quantity, batch)
-    return [value._asdict() for value in QUANTITIES[quantity](model.eval(), given, settings, 0)]
+    return [vars(value) for value in QUANTITIES[quantity](model.eval(), given, settings, 0)]
 
 
 def measurements(project: Project, name: str, case: str = "every loss finite") -> pd.DataFrame:
