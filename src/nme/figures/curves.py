@@ -40,6 +40,7 @@ def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
         values = group.loc[~group["diverged"], value].to_numpy(dtype=float)
         n = len(values)
         mean = values.mean() if n else np.nan
+        # ttest_1samp's interval, but without its warning if all seeds agree, which is nothing unusual here.
         half = t.ppf(0.5 + CONFIDENCE / 2, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
         counts = {"members": len(group), "diverged": int(group["diverged"].sum())}
         rows.append(

@@ -179,7 +179,8 @@ class Member:
     def _descend(self, direction: list[torch.Tensor], rate: float) -> None:
         """Momentum m ← μm + d + λθ and θ ← θ − ηm, in one pass over memory: less than half the time of ``foreach``.
 
-        See docs/theory.md, §6.1.
+        See docs/theory.md, §6.1. The same pass as ``torch.optim.SGD(fused=True)``, whose constructor imports the
+        compiler: 1.9 s for every job.
         """
         # The fused pass follows the memory order and ignores strides.
         pairs = zip(self.parameters, direction, strict=True)
