@@ -41,7 +41,7 @@ def direction(method, model, batch, compiled=False, seed=0):
     return flat(update(deepcopy(model), batch, STRENGTH, stream(seed, "noise")).direction)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["mlp", "wide_resnet", "wide_resnet-1d"])  # which have all kinds of layers
 def test_directions_in_bf16_are_those_in_fp32(method, name):
     """The documented bound: a cosine of 0.99 at least."""
     model, batch = network(name)

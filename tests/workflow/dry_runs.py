@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 # The slow imports of a dry run. Nothing of nme is among them: a project under test has its own copy.
-SLOW = ("snakemake.cli", "snakemake.storage", "snakemake.profiles", "snakemake.report", "pydantic", "requests", "jinja2")
+SLOW = ("snakemake.cli", "snakemake.storage", "snakemake.profiles", "snakemake.report", "pydantic", "requests")
 
 
 def dry_run(arguments: tuple[str, ...], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:

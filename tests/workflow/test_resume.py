@@ -1,7 +1,6 @@
 """A training job that is killed continues, and ends with the results of an uninterrupted one, to the last bit."""
 
 import json
-import os
 import signal
 import subprocess
 import time

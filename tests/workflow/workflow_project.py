@@ -111,8 +111,8 @@ class Project:
         """Jobs by rule that a dry run lists."""
         return jobs(self.dry_run(*targets, scale=scale, options=options))
 
-    def dry_run(self, *targets: str, scale: str = "tiny", options: tuple[str, ...] = ()) -> str:
-        return self.run("snakemake", "-n", *options, "--config", f"scale={scale}", "--", *targets)
+    def dry_run(self, *targets: str, scale: str = "tiny", options: tuple[str, ...] = (), ok: bool = True) -> str:
+        return self.run("snakemake", "-n", *options, "--config", f"scale={scale}", "--", *targets, ok=ok)
 
     def edit(self, path: str, change) -> None:
         """Change a YAML file of the configuration by a function."""
