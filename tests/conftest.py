@@ -17,8 +17,10 @@ def pytest_addoption(parser):
     )
 
 
-# Files of the workflow tests that share a project, which takes long to make.
+# Files that share a project, which takes long to make, or the one cluster.
 SHARED = {
+    "tests/slurm/test_cluster.py": "cluster",
+    "tests/slurm/test_faults.py": "cluster",
     "tests/workflow/test_report.py": "finished",
     "tests/workflow/test_reruns.py": "finished",
     "tests/workflow/test_resume.py": "trained",
@@ -28,7 +30,7 @@ SHARED = {
 
 def pytest_collection_modifyitems(config, items):
     if hasattr(config, "workerinput"):  # what takes longest comes first, so that two workers end together
-        items.sort(key=lambda item: not item.nodeid.startswith("tests/workflow"))
+        items.sort(key=lambda item: not item.nodeid.startswith(("tests/slurm", "tests/workflow")))
 
 
 @pytest.hookimpl(optionalhook=True)
