@@ -18,7 +18,7 @@ LOG = f"logs/tiny/train/{CELL.path}/seed=0-1.log"
 
 
 def epochs(clone, count: int, **recipe) -> None:
-    """Of two members, about 15 ms each on a fast machine."""
+    """Set the number of epochs; two members take about 15 ms each per epoch on a fast machine."""
     clone.edit("config/scales/tiny.yaml", lambda s: s["recipes"]["mnist1d_cnn"].update(epochs=count, **recipe))
 
 

@@ -233,7 +233,7 @@ def metrics(path: Path) -> list[dict]:
 
 
 def networks(folder: Path) -> dict[str, dict]:
-    """What a job kept, by file name: the step and the network's tensors."""
+    """Snapshots of a job by file name: the step and the network's tensors."""
     return {path.name: torch.load(path) for path in (folder / "snapshots").iterdir()}
 
 

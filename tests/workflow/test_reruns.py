@@ -101,7 +101,7 @@ def test_an_activations_colour_is_in_the_settings_of_the_figures_that_have_its_l
 
 @pytest.mark.parametrize("name", ["sgd", "hessian_trace", "sam"])
 def test_a_methods_colour_is_in_the_settings_of_the_figures_that_have_its_line(name):
-    """None of those whose lines are activations, though all of them train with a method."""
+    """Figures whose lines are activations are not redrawn, although they train with methods."""
     expected = drawn_with("method", name)["plot"]
     assert 0 < expected < len(GRIDS)
     assert redrawn("method", name) == expected
@@ -149,7 +149,7 @@ def test_one_more_strength_trains_only_its_cells(done):
 
 
 def test_one_more_value_in_a_name_trains_only_its_cells(done):
-    """And measures them where their neighbours are."""
+    """Its cells are measured if the cells of the axis's other values are."""
     done.edit("config/scales/tiny.yaml", lambda scale: scale["axes"]["beta"].append(2))
     along = {name for name, figure in GRIDS.items() if any("{beta}" in a for a in figure.grid.activation)}
 

@@ -39,7 +39,7 @@ def metrics(project, path) -> pd.DataFrame:
 
 
 def networks(project, path) -> dict[str, dict]:
-    """What a job kept beside its metrics, by file name."""
+    """Snapshots of a job by file name."""
     folder = (project.folder / path).with_name("snapshots")
     return {file.name: torch.load(file) for file in folder.iterdir()}
 
@@ -118,7 +118,7 @@ def test_killed_then_run_again(prepared, uninterrupted, how):
 
 
 def test_the_same_job_started_twice_is_done_once(prepared, uninterrupted):
-    """As by a driver that was killed, whose jobs go on, and its successor."""
+    """The jobs of a killed driver continue while its successor starts the same ones."""
     output = "twice/metrics.parquet"
 
     def start() -> subprocess.Popen:

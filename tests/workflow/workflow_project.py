@@ -94,7 +94,7 @@ class Project:
             cli.write_text(original)
 
     def configuration(self, scale: str = "tiny") -> Project:
-        """As it is now, checked."""
+        """The project's current configuration, checked."""
         return load_project({"scale": scale}, self.folder / "config")
 
     def cheapest(self) -> list[str]:
