@@ -98,8 +98,10 @@ def test_short_products_of_float32_only_where_the_recipe_allows_them(precision, 
 
 
 @pytest.mark.slow
-def test_compiled_steps_are_eager_ones(method):
+@pytest.mark.parametrize("name", METHODS)
+def test_compiled_steps_are_eager_ones(name):
     """The documented tolerance: 1e-4 of the direction's norm."""
+    method = METHODS.parse(name)
     model, batch = network("mlp", "beta_gelu-beta=2", examples=32)
     torch.compiler.reset()
     assert relative_error(direction(method, model, batch, compiled=True), direction(method, model, batch)) < 1e-4
