@@ -42,6 +42,7 @@ lint: .venv/installed-dev
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 	$(BIN)/codespell
 
 # the GPU path (docs/gpu.md); GPU='--device cpu --quick' rehearses it without one

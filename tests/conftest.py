@@ -4,7 +4,7 @@ import pytest
 from hypothesis import settings
 
 # How long an example takes depends on what else the machine does.
-settings.register_profile("any machine", deadline=None)
+settings.register_profile("any machine", deadline=None, max_examples=50)
 settings.load_profile("any machine")
 
 # Image sets that cannot come with the project; every test of them says so in these words.
@@ -17,8 +17,10 @@ def pytest_addoption(parser):
     )
 
 
-# Files of the workflow tests that share a project, which takes long to make.
+# Files that share a project, which takes long to make, or the one cluster.
 SHARED = {
+    "tests/slurm/test_cluster.py": "cluster",
+    "tests/slurm/test_faults.py": "cluster",
     "tests/workflow/test_report.py": "finished",
     "tests/workflow/test_reruns.py": "finished",
     "tests/workflow/test_resume.py": "trained",
@@ -28,7 +30,7 @@ SHARED = {
 
 def pytest_collection_modifyitems(config, items):
     if hasattr(config, "workerinput"):  # what takes longest comes first, so that two workers end together
-        items.sort(key=lambda item: not item.nodeid.startswith("tests/workflow"))
+        items.sort(key=lambda item: not item.nodeid.startswith(("tests/slurm", "tests/workflow")))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -17,7 +17,7 @@ from nme.registry import Named, Parameter, Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-ACTIVATIONS = Registry("activation")
+ACTIVATIONS: Registry[type[Activation]] = Registry("activation")
 
 
 class Activation(Named):
@@ -61,6 +61,11 @@ class Activation(Named):
         return self if self.piecewise_linear else Diminished(self)
 
 
+def _step(x: Tensor) -> Tensor:
+    """1 above 0, otherwise 0."""
+    return (x > 0).to(x.dtype)
+
+
 def _pdf(x: Tensor) -> Tensor:
     """Density of the standard normal distribution."""
     return (-0.5 * x * x).exp() / math.sqrt(2 * math.pi)
@@ -74,13 +79,13 @@ class Relu(Activation):
     label = "ReLU"
     piecewise_linear = True
 
-    def value(self, x):
+    def value(self, x: Tensor) -> Tensor:
         return x.relu()
 
-    def first(self, x):
-        return (x > 0).to(x.dtype)
+    def first(self, x: Tensor) -> Tensor:
+        return _step(x)
 
-    def second(self, x):
+    def second(self, x: Tensor) -> Tensor:
         return x * 0
 
 
@@ -92,16 +97,17 @@ class LeakyRelu(Activation):
     label = "leaky ReLU"
     piecewise_linear = True
     parameters = {"slope": Parameter(default=0.1)}  # noqa: RUF012
+    slope: float
 
-    def value(self, x):
+    def value(self, x: Tensor) -> Tensor:
         from torch.nn.functional import leaky_relu
 
         return leaky_relu(x, self.slope)
 
-    def first(self, x):
-        return (x > 0).to(x.dtype) * (1 - self.slope) + self.slope
+    def first(self, x: Tensor) -> Tensor:
+        return _step(x) * (1 - self.slope) + self.slope
 
-    def second(self, x):
+    def second(self, x: Tensor) -> Tensor:
         return x * 0
 
 
@@ -115,23 +121,25 @@ class BetaGelu(Activation):
     name = "beta_gelu"
     label = "β-GELU"
     parameters = {"beta": Parameter(symbol="β")}  # noqa: RUF012
+    beta: float
 
-    def value(self, x):
+    def value(self, x: Tensor) -> Tensor:
         from torch.nn.functional import gelu
 
         return gelu(x) if self.beta == 1 else gelu(self.beta * x) / self.beta
 
-    def first(self, x):
+    def first(self, x: Tensor) -> Tensor:
         import torch
 
         z = self.beta * x
-        return torch.ops.aten.gelu_backward(torch.ones_like(z), z)  # one pass over memory for Φ(z) + z·pdf(z)
+        slope: Tensor = torch.ops.aten.gelu_backward(torch.ones_like(z), z)  # one pass over memory: Φ(z) + z·pdf(z)
+        return slope
 
-    def second(self, x):
+    def second(self, x: Tensor) -> Tensor:
         z = self.beta * x
         return self.beta * _pdf(z) * (2 - z * z)
 
-    def third(self, x):
+    def third(self, x: Tensor) -> Tensor:
         z = self.beta * x
         return self.beta**2 * _pdf(z) * z * (z * z - 4)
 
@@ -147,7 +155,7 @@ class Gelu(BetaGelu):
 
 
 @ACTIVATIONS.add
-class AugmentedRelu(Activation):
+class AugmentedRelu(BetaGelu):
     """ReLU with the second derivative of β-GELU: adds a synthetic NME, keeps ReLU's value and slope."""
 
     name = "augmented_relu"
@@ -155,29 +163,33 @@ class AugmentedRelu(Activation):
     parameters = {"beta": Parameter(default=1, symbol="β")}  # noqa: RUF012
     genuine = False
 
-    value = Relu.value
-    first = Relu.first
-    second = BetaGelu.second
-    third = BetaGelu.third
+    def value(self, x: Tensor) -> Tensor:
+        return x.relu()
 
-    def diminished(self):
+    def first(self, x: Tensor) -> Tensor:
+        return _step(x)
+
+    def diminished(self) -> Activation:
         return Relu()
 
 
 @ACTIVATIONS.add
-class DiminishedGelu(Activation):
+class DiminishedGelu(Gelu):
     """GELU with second derivative 0: removes the activation's NME, keeps GELU's value and slope."""
 
     name = "diminished_gelu"
     label = "diminished GELU"
     genuine = False
-    beta = 1
 
-    value = BetaGelu.value
-    first = BetaGelu.first
-    second = Relu.second
+    def second(self, x: Tensor) -> Tensor:
+        return x * 0
 
-    def diminished(self):
+    def third(self, x: Tensor) -> Tensor:
+        import torch
+
+        return torch.zeros_like(x)
+
+    def diminished(self) -> Activation:
         return self
 
 
@@ -192,6 +204,13 @@ class Diminished(Activation):
     def __init__(self, original: Activation):
         super().__init__()
         self.name = f"diminished {original}"
-        self.value, self.first = original.value, original.first
+        self.original = original
 
-    second = Relu.second
+    def value(self, x: Tensor) -> Tensor:
+        return self.original.value(x)
+
+    def first(self, x: Tensor) -> Tensor:
+        return self.original.first(x)
+
+    def second(self, x: Tensor) -> Tensor:
+        return x * 0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from nme.derivatives.batch import Batch
 
-METHODS = Registry("training method")
+METHODS: Registry[type[Method]] = Registry("training method")
 
 
 class Update(NamedTuple):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from nme.registry import Registry
@@ -33,7 +34,8 @@ class Settings(NamedTuple):
     micro_batch: int | None = None
 
 
-class Value(NamedTuple):
+@dataclass(frozen=True)
+class Value:
     """One measured number.
 
     Attributes:
@@ -56,9 +58,10 @@ class Value(NamedTuple):
     statistic: str = ""
 
 
-Quantity = Callable[["nn.Module", "Batch", Settings, int], Iterator[Value]]
+# From a network, a batch (or batches as in training), the settings and a seed.
+Quantity = Callable[..., Iterator[Value]]
 
-QUANTITIES = Registry("quantity")
+QUANTITIES: Registry[Quantity] = Registry("quantity")
 ON_TRAINING_BATCHES: set[str] = set()  # names of the quantities that take batches as in training
 
 
@@ -149,7 +152,7 @@ def update_shares(model: nn.Module, training: Iterable[Batch], settings: Setting
     """
     from nme.curvature.update_shares import mean_and_error, numbers_of
 
-    found: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str], list[float | None]] = {}
     for number, batch in enumerate(training):
         for (statistic, operator), value in numbers_of(model, batch).items():
             found.setdefault((statistic, operator), []).append(value)

@@ -5,8 +5,11 @@ A name has the same spelling in the configuration, in a path and on a figure's a
 can plan a grid and check a configuration.
 """
 
+from __future__ import annotations
+
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -76,10 +79,11 @@ class Named:
         return f"{self.label} ({inside})" if inside else self.label
 
 
-Thing = TypeVar("Thing")
+Entry = TypeVar("Entry", bound=Callable[..., Any])
+Thing = TypeVar("Thing", bound=Named)
 
 
-class Registry(dict[str, Any]):
+class Registry(dict[str, Entry]):
     """Classes and functions by name, the only way to register anything.
 
     In a registry of ``Named`` classes, ``registry.parse('beta_gelu-beta=2')`` creates an instance.
@@ -89,12 +93,12 @@ class Registry(dict[str, Any]):
         super().__init__()
         self.what = what
 
-    def add(self, thing: Thing) -> Thing:
+    def add(self, thing: Entry) -> Entry:
         """Decorator: register a class under its attribute ``name``, a function under its ``__name__``."""
         self[getattr(thing, "name", "") or thing.__name__] = thing
         return thing
 
-    def parse(self, text: str) -> Named:
+    def parse(self: Registry[type[Thing]], text: str) -> Thing:
         """Create the instance that ``text`` names.
 
         Raises:
@@ -104,19 +108,20 @@ class Registry(dict[str, Any]):
         if name not in self:
             raise NmeError(unknown(self.what, name, self))
         known = self[name].parameters
-        values = {key: p.default for key, p in known.items()}
-        seen = set()
+        given: dict[str, float] = {}
         for setting in settings:
-            key, _, value = setting.partition("=")
+            key, _, spelling = setting.partition("=")
             if key not in known:
                 raise NmeError(unknown(f"parameter of {self.what} '{name}'", key, known))
-            if key in seen:
+            if key in given:
                 raise NmeError(f"{self.what} '{text}': parameter '{key}' is given twice")
-            seen.add(key)
-            values[key] = self._value(text, key, value, known[key])
-        missing = [key for key, value in values.items() if value is None]
-        if missing:
-            raise NmeError(f"{self.what} '{text}' needs a value for '{missing[0]}', as in '{name}-{missing[0]}=1'")
+            given[key] = self._value(text, key, spelling, known[key])
+        values: dict[str, float] = {}
+        for key, parameter in known.items():
+            value = given.get(key, parameter.default)
+            if value is None:
+                raise NmeError(f"{self.what} '{text}' needs a value for '{key}', as in '{name}-{key}=1'")
+            values[key] = value
         return self[name](**values)
 
     def _value(self, text: str, key: str, value: str, parameter: Parameter) -> float:

@@ -104,7 +104,7 @@ class Clone:
         return sorted((r for r in rows if Path(r["WorkDir"]) == self.folder), key=lambda r: int(r["JobIDRaw"]))
 
     def states(self) -> list[str]:
-        """How this clone's jobs ended, once none is in the queue."""
+        """Final states of this clone's jobs, once none is in the queue."""
         wait_until(lambda: not self.queue(), 60, "the queue is empty")
 
         def known() -> bool:
@@ -116,5 +116,5 @@ class Clone:
 
 
 def slurm(*command: str) -> str:
-    """What a SLURM command prints."""
+    """Output of a SLURM command."""
     return subprocess.run(command, text=True, capture_output=True, check=True).stdout

@@ -11,14 +11,15 @@ pytestmark = pytest.mark.slow
 
 def assert_made_inside(clone, figure: str) -> None:
     assert (clone.folder / f"figures/{figure}.pdf").stat().st_size > 10_000
-    trained = sorted(clone.folder.glob("results/tiny/train/**/metrics.parquet"))
-    assert trained
-    for path in trained:
+    results = clone.folder / "results/tiny"
+    computed = [*results.glob("train/**/*.parquet"), *results.glob("measure/**/*.parquet")]
+    assert {path.name for path in computed} == {"metrics.parquet", "measured.parquet"}
+    for path in computed:
         assert json.loads(pq.read_schema(path).metadata[b"nme"])["container"] == IMAGE.name
     assert set(clone.states()) == {"COMPLETED"}
     jobs = clone.history("Partition", "ReqTRES")
     on_gpus = [job for job in jobs if job["Partition"] == "gpu"]
-    assert len(on_gpus) == len(trained)
+    assert len(on_gpus) == len(computed)
     assert all("gres/gpu=1" in job["ReqTRES"] for job in on_gpus)
     others = [job for job in jobs if job["Partition"] == "cpu"]
     assert others, "the data are prepared on the CPU partition"
@@ -26,13 +27,13 @@ def assert_made_inside(clone, figure: str) -> None:
 
 
 def test_a_figure_is_made_inside_the_image(clone_inside):
-    clone_inside.run("figures/fig5.pdf", limit=1500)
-    assert_made_inside(clone_inside, "fig5")
+    clone_inside.run("figures/spectrum.pdf", limit=1500)
+    assert_made_inside(clone_inside, "spectrum")
 
 
 def test_an_ordinary_user_makes_a_figure_inside_the_image(clone_of_another_user):
-    clone_of_another_user.run("figures/fig2.pdf", limit=1500)
-    assert_made_inside(clone_of_another_user, "fig2")
+    clone_of_another_user.run("figures/spectrum.pdf", limit=1500)
+    assert_made_inside(clone_of_another_user, "spectrum")
 
 
 def test_an_unusable_image_is_said_before_anything_is_submitted(clone_inside):

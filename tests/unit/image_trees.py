@@ -22,7 +22,7 @@ class Small(ImageFolders):
 
 
 def spec_of(**changes: object) -> PrepareSpec:
-    """As ``grid.specs.dataset_spec`` makes them; of ``Small``, once it is in ``DATASETS``."""
+    """The spec that ``grid.specs.dataset_spec`` would make, for ``Small`` once it is in ``DATASETS``."""
     subset = {"train": None, "test": None, "label_noise": 0.0}
     stored = {"short_side": 24, "quality": 90}
     return PrepareSpec(**{"dataset": "small", "source": "small", **subset, **stored, "version": 1, **changes})

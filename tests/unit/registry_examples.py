@@ -55,6 +55,6 @@ def numbers_for(parameter):
 
 
 def measured_on(quantity, batch):
-    """What a quantity is given to measure on: the batch, or a list of training batches."""
+    """The data that a quantity takes: the batch, or a list of training batches."""
     other = batch._replace(inputs=batch.inputs.flip(0), labels=batch.labels.roll(1))
     return [batch, other] if quantity in ON_TRAINING_BATCHES else batch

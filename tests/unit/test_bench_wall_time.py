@@ -1,4 +1,4 @@
-"""What ``benchmarks/wall_time.py`` reads in Snakemake's log."""
+"""Reading of Snakemake's log by ``benchmarks/wall_time.py``."""
 
 import pytest
 import wall_time

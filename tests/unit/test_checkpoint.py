@@ -213,11 +213,11 @@ SEEDS, EPOCHS, STEPS = 2, 3, 3  # 50 examples, batches of 16
 AT = {0: 0, 0.5: 4, 1: 9}  # when networks are kept, and the step that is; half way is within an epoch
 
 
-def settings(snapshots=tuple(AT), **changes) -> TrainSpec:
+def settings(snapshots=tuple(AT), seeds=range(SEEDS), **changes) -> TrainSpec:
     recipe = load_project({"scale": "tiny"}, ROOT / "config").scale.recipes["digits_mlp"]
     recipe = recipe.model_copy(update={"batch_size": 16, "epochs": EPOCHS, **changes})
     cell = Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
-    return train_spec(recipe, cell, range(SEEDS), list(snapshots))
+    return train_spec(recipe, cell, seeds, list(snapshots))
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def metrics(path: Path) -> list[dict]:
 
 
 def networks(folder: Path) -> dict[str, dict]:
-    """What a job kept, by file name: the step and the network's tensors."""
+    """Snapshots of a job by file name: the step and the network's tensors."""
     return {path.name: torch.load(path) for path in (folder / "snapshots").iterdir()}
 
 
@@ -394,6 +394,12 @@ def test_keeping_networks_changes_no_metrics(data, undisturbed, tmp_path):
     train(settings(snapshots=[]), data, tmp_path / "metrics.parquet", CPU)
     assert metrics(tmp_path / "metrics.parquet") == undisturbed
     assert list((tmp_path / "snapshots").iterdir()) == [], "an empty folder: Snakemake expects it"
+
+
+def test_a_member_does_not_depend_on_the_seeds_that_share_its_job(data, straight, undisturbed, tmp_path):
+    train(settings(seeds=range(1, 2)), data, tmp_path / "metrics.parquet", CPU)
+    assert metrics(tmp_path / "metrics.parquet") == [row for row in undisturbed if row["seed"] == 1]
+    assert_same_networks(tmp_path, {k: v for k, v in networks(straight).items() if k.startswith("seed=1")})
 
 
 def test_two_fractions_of_one_step_are_both_kept(data, tmp_path):

@@ -38,7 +38,7 @@ EXAMPLES = 50
 
 
 def settings(**changes) -> str:
-    """Of a training job: one seed, a few steps; ``changes`` of its recipe."""
+    """Settings of a training job: one seed and a few steps, with ``changes`` of the recipe."""
     recipe = load_project({"scale": "tiny"}, ROOT / "config").scale.recipes["digits_mlp"]
     cell = Cell.of("digits_mlp", "gelu", "grad_norm", 0.1)
     spec = train_spec(recipe, cell, range(1), []).as_json()
@@ -58,7 +58,7 @@ def environment() -> dict[str, str]:
 
 
 def nme(*arguments: object) -> subprocess.CompletedProcess:
-    """In a process of its own, as a rule does."""
+    """Train in a separate process, as the rule does."""
     command = [NME, *map(str, arguments)]
     return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
 

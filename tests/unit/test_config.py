@@ -1,4 +1,4 @@
-"""What a user can get wrong in the configuration: each mistake is one line that says how to mend it."""
+"""Mistakes in the configuration: each is one line that says how to mend it."""
 
 import json
 import re
@@ -455,7 +455,7 @@ def test_names_have_one_spelling(folder):
 
 
 def test_a_style_may_colour_a_family(folder):
-    """Where a figure needs the number of beta_gelu, a colour does not."""
+    """A figure needs the number of beta_gelu; a colour does not."""
     assert "beta_gelu" in folder.load().style.activation
 
 

@@ -868,7 +868,7 @@ def test_a_plot_depends_only_on_the_colours_that_it_shows():
 
 
 def test_a_figure_that_is_drawn_by_its_own_module_colours_activations():
-    """As config.Figure allows: a grid with neither ``curves`` nor ``measure``."""
+    """A figure that config.Figure allows: a grid with neither ``curves`` nor ``measure``."""
     project = project_with(figure_of(activation=["relu", "gelu"]))
     project = project.model_copy(update={"figures": {"fig6": project.figures["fig0"]}})
     assert set(plot_spec(project, "fig6").colours) == {"relu", "gelu"}

@@ -93,7 +93,7 @@ def test_an_empty_class_is_named(tree, emptied):
 
 
 def test_the_official_number_may_be_of_classes_of_different_sizes(tmp_path, monkeypatch):
-    """As ImageNet's, where most classes have 1,300 images and others fewer."""
+    """Like ImageNet, most of whose classes have 1,300 images and others fewer."""
     tree = write_tree(tmp_path, (5, 3, 4))
     assert message(tmp_path) == f"{tree / 'train'}: has 12 images, expected 100"
     monkeypatch.setattr(Small, "counts", (12, 6))

@@ -1,4 +1,4 @@
-"""What an installation brings: the library alone, the pipeline with `workflow`, exact versions with the lock file."""
+"""Contents of an installation: the library alone, the pipeline with `workflow`, exact versions with the lock file."""
 
 import hashlib
 import importlib.metadata as metadata

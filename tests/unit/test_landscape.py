@@ -210,7 +210,7 @@ BETAS = (4, 16)
 
 @pytest.fixture(scope="module")
 def planes(tmp_path_factory):
-    """By activation: ‖N‖², and the distance of the nearest pre-activation from 0 among those that vary."""
+    """For each activation ‖N‖², and the distance of the nearest pre-activation from 0 among those that vary."""
     settings = yaml.safe_load((ROOT / "config/figures/fig1.yaml").read_text())["landscape"]
     assert {"relu", *(f"beta_gelu-beta={beta}" for beta in BETAS)} <= set(settings["activation"])
     path = tmp_path_factory.mktemp("landscape") / "fig1.parquet"
@@ -226,7 +226,7 @@ def planes(tmp_path_factory):
 
 
 class TestFigure1:
-    """What its caption says, in the figure's own settings."""
+    """The statements of its caption hold for the figure's own settings."""
 
     def test_nme_of_relu_is_exactly_zero_off_the_boundaries(self, planes):
         squares, distance = planes["relu"]

@@ -156,13 +156,12 @@ class TestEveryMethod:
         assert result.gradient_norm == 0 or not method.has_clean_pass
         assert flat(result.direction).isfinite().all()
 
-    @with_and_without_batch_norm
-    def test_memory_does_not_grow(self, method, batch_norm):
-        model, batch = example("mlp", ACTIVATIONS.parse("augmented_relu"), batch_norm)
+    def test_memory_does_not_grow(self, method):
+        model, batch = example("mlp", ACTIVATIONS.parse("augmented_relu"), batch_norm=True)
         with saved_for_backward() as saved:
             update(method, model, batch, RHO)
             before = live_tensors()
-            for i in range(20):
+            for i in range(5):
                 update(method, model, batch, RHO, seed=i)
             # A graph that survives its update keeps what it saved, even where no Python object leads to it.
             assert saved.ever > 100

@@ -181,7 +181,7 @@ def test_wide_resnet_has_the_activation_before_every_convolution_of_a_block(acti
 
 
 def test_a_block_of_the_wide_resnet_is_its_formula():
-    """In eval mode with the statistics of the start, 0 and 1; only a group's first block changes the width."""
+    """Eval mode with the initial statistics, 0 and 1; only the first block of a group changes the width."""
     conv = nn.functional.conv2d
     blocks = build("wide_resnet", (3, 8, 8), "relu", depth=16, widen=2).double().eval()[1:3]
     x = torch.randn(2, 16, 8, 8, dtype=torch.float64)
@@ -195,7 +195,7 @@ def test_a_block_of_the_wide_resnet_is_its_formula():
 
 
 def test_wide_resnet_on_signals_is_the_one_on_images_of_one_row():
-    """In such an image a kernel's middle row is all that counts. Train mode, and what it leaves behind."""
+    """In such an image only a kernel's middle row counts. Compare outputs in train mode and running statistics."""
     signals = build("wide_resnet", (2, 21), "gelu", widen=2).double()
     images = build("wide_resnet", (2, 1, 21), "gelu", seed=1, widen=2).double()
     values = signals.state_dict()

@@ -210,7 +210,7 @@ def test_a_larger_fraction_replaces_the_same_labels_and_more(labels, fractions):
 
 
 def test_a_noisy_dataset_differs_in_training_labels_only(tmp_path):
-    """And those are the same whatever the subset; the manifest says how many are wrong."""
+    """The same labels are replaced in every subset; the manifest counts the wrong ones."""
     raw = DATASETS["digits"]().read(Places())
     noisy = with_label_noise(raw.train.labels, 0.4, 10)
     for size in (None, 100):

@@ -84,9 +84,10 @@ def test_sgd_descends_in_thirty_steps(prepared):
     assert np.mean(found[-10:]) < np.mean(found[:3]) - 0.1
 
 
-def test_every_method_takes_steps(method, prepared):
-    found = losses(prepared, method, 2)
-    print(prepared[0].dataset, method, found)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_steps(name, prepared):
+    found = losses(prepared, METHODS.parse(name), 2)
+    print(prepared[0].dataset, name, found)
     assert np.isfinite(found).all()
     assert max(found) < 5  # chance is 2.3
 

@@ -48,7 +48,7 @@ def truths(contrasts: list[tuple[str, str, int]], favour: bool) -> list[list[flo
 
 
 def decided(random, claims, favour: bool, spread: float, seeds: int, risk: float) -> tuple[bool, bool]:
-    """Whether a claim is decided wrongly anywhere, by the rule and without its corrections."""
+    """Return two booleans: a claim is decided wrongly anywhere, by the rule and without its corrections."""
     pairs = []
     for contrasts in claims * RECIPES:
         found = []

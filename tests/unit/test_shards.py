@@ -233,11 +233,11 @@ def test_a_missing_image_is_named_by_its_class_and_dataset(tmp_path):
 
 
 class Stopped(BaseException):
-    """As a process is killed: nothing catches it."""
+    """Stands for the kill of a process: nothing catches it."""
 
 
 def stopped(folder: Path, after: int, **changes: object) -> Path:
-    """Where the shards are of a preparation that was stopped after some of them."""
+    """Folder with the shards of a preparation that was stopped after some of them."""
     done = []
 
     def write_or_stop(shard):
@@ -256,7 +256,7 @@ def stopped(folder: Path, after: int, **changes: object) -> Path:
 
 
 def resumed(folder: Path, **changes: object) -> tuple[dict[str, bytes], set[str]]:
-    """What is there after going on, and which shards the log says were kept."""
+    """The files after a second run, and the shards that were kept according to the log."""
     log, spec = [], spec_of(**changes)
     subset = prepare_shards.Subset("small", {"train": spec.train, "test": spec.test}, spec.short_side, spec.quality)
     places = Places((folder,))

@@ -1,4 +1,4 @@
-"""What an earlier run left in SLURM's queue is said, and nothing else is."""
+"""Jobs that an earlier run left in SLURM's queue are named, and no others."""
 
 import pytest
 

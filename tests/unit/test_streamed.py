@@ -56,7 +56,7 @@ def small_set(monkeypatch):
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory) -> Path:
-    """Of 21 training images, six shards of three or four, and of 6 test images."""
+    """A prepared set: 21 training images in six shards of three or four, and 6 test images."""
     folder = tmp_path_factory.mktemp("streamed")
     write_tree(folder, (7, 7, 7))
     with pytest.MonkeyPatch.context() as patch:
@@ -266,7 +266,7 @@ def canvas(sizes: list[tuple[int, int]], seed: int = 0) -> tuple[torch.Tensor, t
 
 
 def slow_crops(images, boxes, flip, resolution):
-    """By torchvision, image by image."""
+    """Crops made by torchvision, image by image."""
     crops = []
     for image, box, mirrored in zip(images, boxes.long().tolist(), flip.tolist(), strict=True):
         crop = transforms.resized_crop(image.float(), *box, [resolution, resolution], antialias=False)

@@ -155,7 +155,7 @@ def test_every_measured_value_is_a_row(tmp_path):
 
 
 def test_a_job_whose_members_have_all_diverged_adds_no_rows(tmp_path):
-    """And spoils the types of no column."""
+    """It keeps the type of every column."""
     write_measured(tmp_path)
     cell = Cell.from_path(CELLS[0])
     for seeds in jobs_of_seeds(3, 2):

@@ -6,6 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 from curvature_reference import Dense, example
+from registry_examples import each_activation_and_place
 from torch import nn
 from torch.nn import functional
 
@@ -61,7 +62,7 @@ def flattened(model: nn.Module) -> nn.Module:
 # ------------------------------------------------------------- what they are
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn-1d", "residual"])
+@each_activation_and_place(["network"], [["residual"], ["mlp"], ["cnn-1d"]])
 @pytest.mark.parametrize("sizes", PARTS.values(), ids=PARTS)
 def test_shares_and_cosines_are_those_of_dense_matrices_in_train_mode(activation, network, sizes):
     """Batch norm is in ``residual``; N_phi is the difference of two dense Hessians."""

@@ -118,7 +118,7 @@ def parsed(command: Command):
 
 
 def expanded(words: list[str]) -> list[str]:
-    """As a shell expands braces."""
+    """Expand braces like a shell."""
     printed = subprocess.run(["bash", "-c", f"echo {' '.join(words)}"], text=True, capture_output=True, check=True)
     return printed.stdout.split()
 
@@ -181,7 +181,7 @@ def test_every_target_of_snakemake_exists(project):
 
 
 def anchors(page: Path) -> set[str]:
-    """As GitHub names the headings."""
+    """The names that GitHub gives to the headings."""
     found: set[str] = set()
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
@@ -214,7 +214,7 @@ def test_links_lead_somewhere(page):
 
 @every_page
 def test_named_files_exist(page):
-    """What is in backticks and begins with a folder of the project."""
+    """Text in backticks that begins with a folder of the project."""
     if page.name == "CHANGELOG.md":
         return  # tells of the past, too
     folders = "benchmarks|config|containers|docs|profiles|src|tests|workflow"
@@ -246,7 +246,7 @@ def test_the_index_has_every_page():
 
 
 def first_cells(page: str, section: str) -> list[str]:
-    """What is in backticks in the first column of the first table of a section."""
+    """Text in backticks in the first column of the first table of a section."""
     text = (ROOT / page).read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
     return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from workflow_project import ROOT, jobs
 
-SCALES = sorted(path.stem for path in (ROOT / "config/scales").glob("*.yaml"))
+# The fixture ``finished`` makes every file of the tiny scale.
+SCALES = sorted(path.stem for path in (ROOT / "config/scales").glob("*.yaml") if path.stem != "tiny")
 FIGURES = sorted(path.stem for path in (ROOT / "config/figures").glob("*.yaml"))
 
 
@@ -86,16 +87,15 @@ def test_planning_needs_no_torch(project):
 )
 def test_a_mistake_is_one_message_before_any_job(project, path, change, message):
     project.edit(path, change)
-    text = project.snakemake("figures", ok=False)
+    text = project.dry_run("figures", ok=False)
     assert message in text
     assert Path(path).name in text or "claims: contrast" in text
     assert "Traceback" not in text
     assert "Job stats" not in text
 
 
-@pytest.mark.parametrize("target", ["figures/fig99.pdf", "figures/fig2.svg", "results/tiny/tables/fig99.parquet"])
-def test_an_unknown_figure_is_one_message(project, target):
-    text = project.snakemake(target, ok=False)
-    assert f"No rule to produce {target}" in text
+def test_an_unknown_figure_is_one_message(project):
+    text = project.dry_run("figures/fig99.pdf", ok=False)
+    assert "No rule to produce figures/fig99.pdf" in text
     assert "Traceback" not in text
     assert "Job stats" not in text

@@ -11,10 +11,10 @@ from workflow_project import ROOT
 from workflow_project import jobs as planned
 
 from nme.config.figure import Figure
-from nme.config.project import load_project
+from nme.config.project import Project, load_project
 from nme.grid import cells as grid_cells
 from nme.grid.cells import Cell, training_jobs
-from nme.grid.claims import claims_spec
+from nme.grid.claims import claims_spec, map_spec
 from nme.grid.paths import sources, table_path
 from nme.grid.specs import plot_spec
 
@@ -69,7 +69,18 @@ def done(finished, tmp_path):
     return finished.copy(tmp_path / "project")
 
 
-def test_nothing_when_nothing_changed(done):
+def test_nothing_when_nothing_that_counts_changed(done):
+    """The resources and places of jobs, another spelling of the same cells, and comments in the source."""
+
+    def change(scale):
+        scale["recipes"]["digits_mlp"].update(memory_mb=9000, runtime_minutes=5)
+        scale["axes"].update(rho=[0, "1e-1", "0.30"])
+
+    done.edit("config/scales/tiny.yaml", change)
+    done.edit("config/config.yaml", lambda config: config.update(device="auto", data_dir=str(Path.home())))
+    for module in ("stages/train", "methods", "grid/specs", "stages/measure", "claims/verdicts", "figures/curves"):
+        file = done.folder / "src/nme" / f"{module}.py"
+        file.write_text(file.read_text() + "\n# a comment\n")
     assert done.planned("all") == {}
 
 
@@ -90,21 +101,19 @@ def test_an_activations_colour_is_in_the_settings_of_the_figures_that_have_its_l
 
 @pytest.mark.parametrize("name", ["sgd", "hessian_trace", "sam"])
 def test_a_methods_colour_is_in_the_settings_of_the_figures_that_have_its_line(name):
-    """None of those whose lines are activations, though all of them train with a method."""
+    """Figures whose lines are activations are not redrawn, although they train with methods."""
     expected = drawn_with("method", name)["plot"]
     assert 0 < expected < len(GRIDS)
     assert redrawn("method", name) == expected
 
 
-@pytest.mark.parametrize(("kind", "name"), [("activation", "gelu"), ("method", "sam")])
-def test_a_colour_redraws_the_figures_that_have_it_in_their_settings(done, kind, name):
-    done.edit("config/style.yaml", lambda style: style[kind].update({name: "#123456"}))
-    assert done.planned("all") == plan(plot=redrawn(kind, name))
+def test_a_colour_redraws_the_figures_that_have_it_in_their_settings(done):
+    done.edit("config/style.yaml", lambda style: style["method"].update(sam="#123456"))
+    assert done.planned("all") == plan(plot=redrawn("method", "sam"))
 
 
-def test_an_operators_colour_redraws_the_figures_that_measure(done):
-    done.edit("config/style.yaml", lambda style: style["operator"].update(H="#123456"))
-    assert done.planned("all") == plan(plot=len(MEASURING))
+def test_an_operators_colour_is_in_the_settings_of_the_figures_that_measure():
+    assert redrawn("operator", "H") == len(MEASURING)
 
 
 # --------------------------------------------------------------- trainings
@@ -140,7 +149,7 @@ def test_one_more_strength_trains_only_its_cells(done):
 
 
 def test_one_more_value_in_a_name_trains_only_its_cells(done):
-    """And measures them where their neighbours are."""
+    """Its cells are measured if the cells of the axis's other values are."""
     done.edit("config/scales/tiny.yaml", lambda scale: scale["axes"]["beta"].append(2))
     along = {name for name, figure in GRIDS.items() if any("{beta}" in a for a in figure.grid.activation)}
 
@@ -151,20 +160,6 @@ def test_one_more_value_in_a_name_trains_only_its_cells(done):
     measured = {name: figure for name, figure in those.items() if figure.measure}
     counts = {"train": len(jobs(those, neighbour)), "measure": len(jobs(measured, neighbour))}
     assert done.planned("all") == from_tables(along, **counts)
-
-
-def test_another_spelling_of_a_strength_is_the_same_cell(done):
-    done.edit("config/scales/tiny.yaml", lambda scale: scale["axes"].update(rho=[0, "1e-1", "0.30"]))
-    assert done.planned("all") == {}
-
-
-def test_running_it_elsewhere_or_otherwise_reruns_nothing(done):
-    def change(scale):
-        scale["recipes"]["digits_mlp"].update(memory_mb=9000, runtime_minutes=5)
-
-    done.edit("config/scales/tiny.yaml", change)
-    done.edit("config/config.yaml", lambda config: config.update(device="auto", data_dir=str(Path.home())))
-    assert done.planned("all") == {}
 
 
 @pytest.mark.parametrize("change", [{"test": 100}, {"label_noise": 0.2}], ids=["smaller", "label noise"])
@@ -208,12 +203,17 @@ CHANGES_OF_CLAIMS = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES_OF_CLAIMS.values(), ids=CHANGES_OF_CLAIMS)
-def test_every_change_of_the_claims_is_in_their_settings(change):
+def with_other_claims(change: Callable[[dict], object]) -> Project:
     values = yaml.safe_load((ROOT / "config/figures/claims.yaml").read_text())
     change(values["claims"])
-    other = TINY.model_copy(update={"figures": {**TINY.figures, "claims": Figure(**values)}})
+    return TINY.model_copy(update={"figures": {**TINY.figures, "claims": Figure(**values)}})
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_CLAIMS.values(), ids=CHANGES_OF_CLAIMS)
+def test_every_change_of_the_claims_is_in_their_settings(change):
+    other = with_other_claims(change)
     assert claims_spec(other, "claims") != claims_spec(TINY, "claims")
+    assert map_spec(other, "map") == map_spec(TINY, "map")
 
 
 def test_claims_are_decided_and_drawn_again_alone(done):
@@ -222,16 +222,20 @@ def test_claims_are_decided_and_drawn_again_alone(done):
     assert done.planned("all") == {"claims": 1, "plot": 1}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda claims: claims["smallest_effect"].update(points=2),
-        lambda claims: claims["list"][1].update(says="Something else."),
-    ],
-    ids=["smallest effect", "words"],
-)
-def test_what_the_map_shows_of_the_claims_changes_the_map_too(done, change):
-    done.edit("config/figures/claims.yaml", lambda figure: change(figure["claims"]))
+CHANGES_OF_CLAIMS_AND_MAP = {
+    "smallest effect": lambda claims: claims["smallest_effect"].update(points=2),
+    "words": lambda claims: claims["list"][1].update(says="Something else."),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_CLAIMS_AND_MAP.values(), ids=CHANGES_OF_CLAIMS_AND_MAP)
+def test_what_the_map_shows_of_the_claims_is_in_its_settings(change):
+    assert map_spec(with_other_claims(change), "map") != map_spec(TINY, "map")
+
+
+def test_what_the_map_shows_of_the_claims_changes_the_map_too(done):
+    for change in CHANGES_OF_CLAIMS_AND_MAP.values():
+        done.edit("config/figures/claims.yaml", lambda figure, change=change: change(figure["claims"]))
     assert done.planned("all") == {"claims": 1, "map": 1, "plot": 2}
 
 
@@ -254,13 +258,6 @@ def test_the_words_of_a_figure_redraw_it_alone(done):
     done.edit("config/figures/fig2.yaml", lambda figure: figure["curves"].update(x_label="ρ"))
     done.edit("config/figures/fig5.yaml", lambda figure: figure.update(caption="Another caption."))
     assert done.planned("all") == {"plot": 2}
-
-
-def test_a_comment_in_the_source_reruns_nothing(done):
-    for module in ("stages/train", "methods", "grid/specs", "stages/measure", "claims/verdicts", "figures/curves"):
-        file = done.folder / "src/nme" / f"{module}.py"
-        file.write_text(file.read_text() + "\n# a comment\n")
-    assert done.planned("all") == {}
 
 
 def test_a_deleted_result_is_made_again_alone(done):

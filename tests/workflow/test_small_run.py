@@ -30,7 +30,7 @@ def test_nothing_is_left_to_do(trained, names):
 
 
 def test_every_result_is_of_its_settings(trained, names):
-    """As the configuration says them, not as the paths do."""
+    """The settings come from the configuration, not from the paths."""
     project = trained.configuration()
     measured = measurements(project)
     for name in names:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from dry_runs import dry_run
 
 from nme.config.project import Project, load_project
 from nme.grid.paths import sources
@@ -67,17 +68,13 @@ class Project:
             "PYTHONPATH": str(self.folder / "src"),
         }
 
-    def run(self, *command: str, ok: bool | None = True, **options) -> str:
+    def run(self, *command: str, ok: bool | None = True) -> str:
         """Output and errors of a command; ``ok`` says how it must end (None: either way)."""
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            env=self.environment(),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            **options,
-        )
+        if command[0] == "snakemake" and "-n" in command:
+            done = dry_run(command[1:], self.folder, self.environment())
+        else:
+            streams = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+            done = subprocess.run(command, cwd=self.folder, env=self.environment(), **streams)
         if ok is not None:
             assert (done.returncode == 0) == ok, f"exit code {done.returncode} of {command}\n{done.stdout}"
         return done.stdout
@@ -97,7 +94,7 @@ class Project:
             cli.write_text(original)
 
     def configuration(self, scale: str = "tiny") -> Project:
-        """As it is now, checked."""
+        """The project's current configuration, checked."""
         return load_project({"scale": scale}, self.folder / "config")
 
     def cheapest(self) -> list[str]:
@@ -114,8 +111,8 @@ class Project:
         """Jobs by rule that a dry run lists."""
         return jobs(self.dry_run(*targets, scale=scale, options=options))
 
-    def dry_run(self, *targets: str, scale: str = "tiny", options: tuple[str, ...] = ()) -> str:
-        return self.run("snakemake", "-n", *options, "--config", f"scale={scale}", "--", *targets)
+    def dry_run(self, *targets: str, scale: str = "tiny", options: tuple[str, ...] = (), ok: bool = True) -> str:
+        return self.run("snakemake", "-n", *options, "--config", f"scale={scale}", "--", *targets, ok=ok)
 
     def edit(self, path: str, change) -> None:
         """Change a YAML file of the configuration by a function."""

@@ -113,8 +113,8 @@ def diverged_of(table: pd.DataFrame, contrast: ContrastSpec) -> dict[tuple[str, 
     for recipe, values in _members(table, contrast, "points").items():
         for i, effect in enumerate(effects_of(contrast)):
             sides = [[cell for cell, w in effect.weights.items() if sign * w > 0] for sign in (1, -1)]
-            counts = [int(values[side].isna().any(axis=1).sum()) for side in sides]
-            found[recipe, i] = Diverged(*counts, len(values), len(sides[0]) == len(sides[1]))
+            plus, minus = (int(values[side].isna().any(axis=1).sum()) for side in sides)
+            found[recipe, i] = Diverged(plus, minus, len(values), len(sides[0]) == len(sides[1]))
     return found
 
 

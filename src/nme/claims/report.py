@@ -1,11 +1,28 @@
 """The claims tables for readers, as Markdown and HTML."""
 
 import html
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
 from nme.grid.specs import ClaimsSpec
+
+
+class Row(Protocol):
+    """A row from ``decide``, as ``DataFrame.itertuples`` gives it."""
+
+    unit: str
+    cell: str
+    effect: float
+    low: float
+    high: float
+    low_simultaneous: float
+    high_simultaneous: float
+    effect_logit: float
+    diverged_plus: int
+    diverged_minus: int
+    seeds: int
 
 
 def overall(claim: pd.DataFrame) -> str:
@@ -70,14 +87,14 @@ def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _short(row: object) -> str:
+def _short(row: Row) -> str:
     unit = "" if row.unit == "points" else " %"
     chosen = f" at {row.cell}" if row.cell else ""
     interval = f" [{row.low:+.1f}, {row.high:+.1f}]" if np.isfinite(row.low) else ""
     return f"{row.effect:+.1f}{unit}{interval}{chosen}" if np.isfinite(row.effect) else "no pair of seeds"
 
 
-def _line(row: object) -> str:
+def _line(row: Row) -> str:
     unit = "points" if row.unit == "points" else "%"
     effect = f"{row.effect:+.1f} {unit}" if np.isfinite(row.effect) else "no pair of seeds without divergence"
     parts = [effect, f" at {row.cell}" if row.cell else ""]

@@ -68,7 +68,7 @@ def decide(spec: ClaimsSpec, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
         NmeError: a table is not given, or lacks a cell or a recipe of a contrast.
     """
     family = sum(len(claim.recipes) for claim in spec.claims)
-    rows = {}
+    rows: dict[tuple[int, str], list[dict]] = {}
     for claim in spec.claims:
         for contrast in claim.contrasts:
             sizes = (family, len(claim.contrasts))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -15,7 +15,9 @@ from pydantic import (
 
 from nme.errors import NmeError, unknown
 from nme.methods import METHODS
-from nme.registry import Registry, number
+from nme.registry import Registry, Thing, number
+
+Value = TypeVar("Value")
 
 
 class Closed(BaseModel):
@@ -24,7 +26,7 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def registered(registry: Registry) -> AfterValidator:
+def registered(registry: Registry[type[Thing]]) -> AfterValidator:
     """Type of a registered name with parameters, in canonical spelling."""
 
     def canonical(text: str) -> str:
@@ -33,7 +35,7 @@ def registered(registry: Registry) -> AfterValidator:
     return AfterValidator(as_value_error(canonical))
 
 
-def templates(registry: Registry) -> AfterValidator:
+def templates(registry: Registry[type[Thing]]) -> AfterValidator:
     """Same as ``registered``, but a parameter may be an axis, as in ``beta_gelu-beta={beta}``."""
 
     def canonical(text: str) -> str:
@@ -43,7 +45,7 @@ def templates(registry: Registry) -> AfterValidator:
     return AfterValidator(as_value_error(canonical))
 
 
-def coloured(registry: Registry) -> AfterValidator:
+def coloured(registry: Registry[type[Thing]]) -> AfterValidator:
     """Same as ``registered``, but a required parameter may be missing: a colour for all its values."""
 
     def canonical(text: str) -> str:
@@ -75,7 +77,7 @@ def one_of(what: str, names: Collection[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def two_by_two(widths: list) -> list:
+def two_by_two(widths: list[int]) -> list[int]:
     """Check that there are two weights to vary: two inputs, and two units in the first layer."""
     if min(widths[:2]) < 2:
         raise ValueError(
@@ -84,7 +86,7 @@ def two_by_two(widths: list) -> list:
     return widths
 
 
-def distinct(values: list) -> list:
+def distinct(values: list[Value]) -> list[Value]:
     """Check that no value is listed twice."""
     repeated = sorted({str(v) for v in values if values.count(v) > 1})
     if repeated:

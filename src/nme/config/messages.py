@@ -51,7 +51,7 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     return f"{key} is {error['input']!r} ({message[0].lower()}{message[1:]})"
 
 
-def _keys(model: Any, path: tuple) -> list[str]:
+def _keys(model: Any, path: tuple[int | str, ...]) -> list[str]:
     """Keys allowed at ``path`` below ``model``, from pydantic's own schema."""
     schema = model.model_json_schema()
     node = schema
@@ -68,7 +68,7 @@ def _keys(model: Any, path: tuple) -> list[str]:
     return list(_resolve(schema, node).get("properties", {}))
 
 
-def _resolve(schema: dict, node: Any) -> dict:
+def _resolve(schema: dict[str, Any], node: Any) -> dict[str, Any]:
     """Follow references; for an optional section, take the section."""
     while isinstance(node, dict):
         if "$ref" in node:

@@ -4,6 +4,7 @@
 figures, and ``config/style.yaml`` sets the colours.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,13 +15,13 @@ from pydantic import (
 
 from nme.activations import ACTIVATIONS
 from nme.config.fields import AXIS_IN_NAME, Closed, Drawn, coloured
-from nme.config.figure import DRAWINGS, Figure
+from nme.config.figure import DRAWINGS, Figure, Grid
 from nme.config.messages import check
 from nme.config.scale import Scale
 from nme.errors import NmeError, unknown
 from nme.methods import METHODS
 from nme.models.settings import Count
-from nme.registry import Registry
+from nme.registry import Registry, Thing
 
 
 class Config(Closed):
@@ -106,14 +107,13 @@ def load_project(values: dict[str, Any], folder: Path | str = "config") -> Proje
             known = unknown("figure", path.stem, DRAWINGS)
             raise NmeError(f"{path}: {known}: src/nme/figures has no drawing of this name, and 'curves' is missing")
         if figure.grid:
-            _check_names(figure, scale, str(path), config.scale)
+            _check_names(figure, figure.grid, scale, str(path), config.scale)
     path = folder / "style.yaml"
     return Project(config=config, scale=scale, figures=figures, style=check(Style, read_yaml(path), str(path)))
 
 
-def _check_names(figure: Figure, scale: Scale, path: str, name: str) -> None:
-    """Check that the scale has the lists and axes that a grid names."""
-    grid = figure.grid
+def _check_names(figure: Figure, grid: Grid, scale: Scale, path: str, name: str) -> None:
+    """Check that the scale has the lists and axes that a figure and its grid name."""
     if grid.panels not in scale.panels:
         known = unknown(f"list of panels of scale '{name}'", grid.panels, scale.panels)
         raise NmeError(f"{path}: grid.panels: {known}")
@@ -126,11 +126,8 @@ def _check_names(figure: Figure, scale: Scale, path: str, name: str) -> None:
                 known = unknown(f"axis of scale '{name}'", axis, scale.axes)
                 raise NmeError(f"{path}: {key}: {known}")
     file = Path(path).parents[1] / "scales" / f"{name}.yaml"
-    for registry, names in ((ACTIVATIONS, grid.activation), (METHODS, grid.method)):
-        for template in names:
-            for axis in AXIS_IN_NAME.findall(template):
-                for value in scale.axes[axis]:
-                    _check_value(registry, AXIS_IN_NAME.sub(value, template), f"{file}: axes.{axis}")
+    _check_values(ACTIVATIONS, grid.activation, scale, file)
+    _check_values(METHODS, grid.method, scale, file)
     for axis in axes["measure.at"]:
         late = [value for value in scale.axes[axis] if float(value) > 1]
         if late:
@@ -149,8 +146,12 @@ def _check_names(figure: Figure, scale: Scale, path: str, name: str) -> None:
                 )
 
 
-def _check_value(registry: Registry, text: str, where: str) -> None:
-    try:
-        registry.parse(text)
-    except NmeError as error:
-        raise NmeError(f"{where}: {error}") from None
+def _check_values(registry: Registry[type[Thing]], names: Iterable[str], scale: Scale, file: Path) -> None:
+    """Check that every value of an axis is allowed in each name with this axis; ``file`` defines the axes."""
+    for name in names:
+        for axis in AXIS_IN_NAME.findall(name):
+            for value in scale.axes[axis]:
+                try:
+                    registry.parse(AXIS_IN_NAME.sub(value, name))
+                except NmeError as error:
+                    raise NmeError(f"{file}: axes.{axis}: {error}") from None

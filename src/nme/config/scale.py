@@ -1,6 +1,6 @@
 """A scale, ``config/scales/*.yaml``: its datasets, recipes, panels and axes, and the measurement of curvature."""
 
-from typing import Annotated, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from pydantic import (
     Field,
@@ -14,7 +14,7 @@ from nme.datasets import DATASETS
 from nme.datasets.base import Dataset
 from nme.errors import unknown
 from nme.models import MODELS
-from nme.models.settings import Count
+from nme.models.settings import Count, ModelSettings
 
 
 class DatasetSettings(Closed):
@@ -38,7 +38,11 @@ class DatasetSettings(Closed):
     )
 
 
-ModelSpec = Annotated[Union[tuple(MODELS.values())], Field(discriminator="name")]  # noqa: UP007
+# One of the registered models; a type checker cannot read a union that is made from a dictionary.
+if TYPE_CHECKING:
+    ModelSpec = ModelSettings
+else:
+    ModelSpec = Annotated[Union[tuple(MODELS.values())], Field(discriminator="name")]  # noqa: UP007
 
 
 class Training(Closed):
@@ -165,10 +169,10 @@ class Scale(Closed):
                 known = unknown("dataset of this scale", recipe.dataset, self.datasets)
                 raise ValueError(f"recipes.{name}.dataset: {known}")
             self._fits_its_dataset(f"recipes.{name}", recipe)
-        for name, recipes in self.panels.items():
-            for recipe in recipes:
-                if recipe not in self.recipes:
-                    raise ValueError(f"panels.{name}: {unknown('recipe of this scale', recipe, self.recipes)}")
+        for name, panels in self.panels.items():
+            for panel in panels:
+                if panel not in self.recipes:
+                    raise ValueError(f"panels.{name}: {unknown('recipe of this scale', panel, self.recipes)}")
         return self
 
     def _fits_its_dataset(self, where: str, recipe: Recipe) -> None:

@@ -1,19 +1,19 @@
 """A split in the memory of the training device: order of an epoch, standardisation and augmentation in batches."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nme.data.augment import crop_and_flip
-from nme.data.examples import Examples, InOrder
+from nme.data.examples import Examples, Split
 from nme.derivatives.batch import Batch
 from nme.runtime.transfer import send
 
 
 @dataclass(frozen=True)
-class Data(InOrder):
+class Data(Split):
     """One split on a device.
 
     Attributes:
@@ -37,7 +37,7 @@ class Data(InOrder):
         """Order of an epoch: a permutation of 0 … n − 1, on the CPU."""
         return torch.randperm(len(self.labels), generator=stream)
 
-    def fetch(self, indices: Iterable[Tensor]) -> Iterator[Examples]:
+    def fetch(self, indices: Sequence[Tensor]) -> Iterator[Examples]:
         """Yield the examples of each batch in turn."""
         for chosen in indices:
             chosen = send(chosen, self.labels.device)

@@ -2,21 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
+from nme.data.examples import Split
+from nme.data.in_memory import Data
 from nme.data.prepared import DATASET_FILES, sha256
 from nme.errors import NmeError
-
-if TYPE_CHECKING:
-    from nme.data.streamed import Streamed
-from nme.data.in_memory import Data
 
 
 def load(
     manifest: Path, device: torch.device, resolution: int | None = None, workers: int = 0
-) -> tuple["Data | Streamed", "Data | Streamed", dict]:
+) -> tuple[Split, Split, dict]:
     """Load the training split, the test split and the manifest of a prepared dataset.
 
     Args:
@@ -51,6 +49,6 @@ def load(
         if sha256(path) != expected["sha256"]:
             raise NmeError(f"{path}: not the file that {manifest.name} describes. Prepare the dataset again.")
         # DLPack, because to_numpy() imports pandas. The tensors share the memory map, which is never written.
-        inputs, labels = torch.from_dlpack(table["input"].flatten()), torch.from_dlpack(table["label"])
+        inputs, labels = from_dlpack(table["input"].flatten()), from_dlpack(table["label"])
         splits.append(Data(inputs.view(-1, *shape).to(device), labels.to(device), mean, std))
     return splits[0], splits[1], contents

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from nme.data.augment import DRAWS, central_boxes, random_boxes, resized_crops
-from nme.data.examples import Examples, InOrder
+from nme.data.examples import Examples, Split
 from nme.data.prepared import SHARDED_FILES, sha256
 from nme.derivatives.batch import Batch
 from nme.errors import NmeError
@@ -32,7 +32,7 @@ BUFFER_SHARDS = 16
 
 
 @dataclass(frozen=True)
-class Streamed(InOrder):
+class Streamed(Split):
     """One split on disk.
 
     Attributes:
@@ -58,12 +58,12 @@ class Streamed(InOrder):
         """Shape of one input of the network."""
         return (3, self.resolution, self.resolution)
 
-    def order(self, generator: torch.Generator) -> Tensor:
+    def order(self, stream: torch.Generator) -> Tensor:
         """Order of an epoch, (n,): shards in random order; in each group of ``BUFFER_SHARDS``, rows in random order."""
         rows = torch.arange(len(self.labels)).split(self.rows)
-        shards = torch.randperm(len(rows), generator=generator).split(BUFFER_SHARDS)
+        shards = torch.randperm(len(rows), generator=stream).split(BUFFER_SHARDS)
         groups = (torch.cat([rows[shard] for shard in group.tolist()]) for group in shards)
-        return torch.cat([group[torch.randperm(len(group), generator=generator)] for group in groups])
+        return torch.cat([group[torch.randperm(len(group), generator=stream)] for group in groups])
 
     def fetch(self, indices: Sequence[Tensor]) -> Iterator[Examples]:
         """Yield the raw examples of each batch in turn, on the device; workers decode ahead."""
@@ -91,13 +91,14 @@ class Streamed(InOrder):
             of: ``(total, first)``: the examples start at position ``first`` of a batch of ``total``. Random choices are
                 drawn for the whole batch, so that processes which share a batch share a stream.
         """
-        n, device = len(examples.labels), examples.inputs.device
+        n, device, sizes = len(examples.labels), examples.inputs.device, examples.sizes
+        assert sizes is not None, "fetch gives them"
         if augment == "resized_crop_flip":
             total, first = of or (n, 0)
             draws = torch.rand(total, DRAWS, generator=stream, dtype=torch.float64)[first : first + n]
-            boxes, flip = random_boxes(examples.sizes, send(draws, device))
+            boxes, flip = random_boxes(sizes, send(draws, device))
         else:
-            boxes, flip = central_boxes(examples.sizes), torch.zeros(n, dtype=torch.bool, device=device)
+            boxes, flip = central_boxes(sizes), torch.zeros(n, dtype=torch.bool, device=device)
         return resized_crops(examples.inputs, boxes, flip, self.resolution, self.mean, self.std)
 
     def batch(self, indices: Tensor, augment: str, stream: torch.Generator) -> Batch:

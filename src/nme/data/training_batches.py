@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nme.data.in_memory import Data
+from nme.data.examples import Split
 from nme.derivatives.batch import Batch, Division
 from nme.errors import NmeError
 from nme.runtime.random_streams import stream
 
 
-class TrainingBatches(NamedTuple):
+@dataclass(frozen=True)
+class TrainingBatches:
     """Random whole batches of the training data, augmented and cut into parts as in training.
 
     A function of the data, the recipe and the seed: each iteration gives the same batches. They are the first batches
@@ -28,7 +29,7 @@ class TrainingBatches(NamedTuple):
         number: number of batches.
     """
 
-    data: Data
+    data: Split
     batch_size: int
     micro_batch: int | None
     augment: str

@@ -140,9 +140,11 @@ def _write_all(shards: list[Shard], threads: int) -> Iterator[Written]:
 
 def _end_with_parent() -> None:
     """End this worker when its parent is killed; otherwise it would wait forever."""
+    parent = parent_process()
+    assert parent, "this is a worker"
 
     def watch() -> None:
-        parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -156,7 +158,7 @@ def _manifest(
     splits: dict[str, list[Written]],
 ) -> dict:
     """Compose the manifest. Mean and standard deviation are over all pixels of the training images."""
-    pixels, total, squares = np.sum([shard.sums for shard in splits["train"]], axis=0, dtype=np.int64).T
+    pixels, total, squares = np.array([shard.sums for shard in splits["train"]], dtype=np.int64).sum(0).T
     mean = total / pixels
     manifest: dict[str, Any] = {"spec": settings, "source": found.source, "classes": dataset.classes}
     manifest |= {"mean": mean.tolist(), "std": np.sqrt(squares / pixels - mean**2).tolist(), "splits": {}, "shards": {}}

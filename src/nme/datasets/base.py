@@ -1,5 +1,7 @@
 """Base class of datasets: how to find, verify and read one."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 from nme.errors import NmeError
 from nme.registry import Registry
 
-DATASETS = Registry("dataset")
+DATASETS: Registry[type[Dataset]] = Registry("dataset")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nme.datasets.base import DATASETS, DIGITS, Dataset, LabelledArrays, Raw
+from nme.datasets.base import DATASETS, DIGITS, Dataset, LabelledArrays, Places, Raw
 
 
 @DATASETS.add
@@ -18,7 +18,7 @@ class Mnist1d(Dataset):
     shape = (1, 40)
     classes = DIGITS
 
-    def read(self, places):
+    def read(self, places: Places) -> Raw:
         """Generate the dataset; nothing is downloaded."""
         from mnist1d.data import get_dataset_args, make_dataset
 
@@ -48,7 +48,7 @@ class Digits(Dataset):
     shape = (1, 8, 8)
     classes = DIGITS
 
-    def read(self, places):
+    def read(self, places: Places) -> Raw:
         """Read the dataset from the installed scikit-learn."""
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -54,18 +55,19 @@ def _verify_md5(path: Path, expected: str) -> None:
         raise NmeError(f"{path}: truncated, or not official (md5 {found}, expected {expected}). Download it again.")
 
 
-def _torchvision_splits(dataset: Callable[..., object], root: Path) -> list[LabelledArrays]:
-    """The two splits of one of torchvision's in-memory image sets, channels first."""
-    splits = []
-    for train in (True, False):
+def _torchvision_splits(dataset: Callable[..., Any], root: Path) -> tuple[LabelledArrays, LabelledArrays]:
+    """The training and the test split of one of torchvision's in-memory image sets, channels first."""
+
+    def split(train: bool) -> LabelledArrays:
         try:
             read = dataset(str(root), train=train, download=False)
         except Exception as error:  # torchvision's readers raise anything on a damaged file
             raise NmeError(f"{root}: {'train' if train else 'test'} data cannot be read: {error!r}") from None
         images = np.asarray(read.data)
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-        splits.append(LabelledArrays(np.ascontiguousarray(images), np.asarray(read.targets, dtype=np.int64)))
-    return splits
+        return LabelledArrays(np.ascontiguousarray(images), np.asarray(read.targets, dtype=np.int64))
+
+    return split(True), split(False)
 
 
 @DATASETS.add
@@ -79,7 +81,7 @@ class FashionMnist(Dataset):
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     )  # fmt: skip
 
-    def read(self, places):
+    def read(self, places: Places) -> Raw:
         """Read FashionMNIST/raw, packed (the md5 is checked) or unpacked."""
         from torchvision.datasets import FashionMNIST
 
@@ -127,7 +129,7 @@ class Cifar10(Dataset):
     shape = (3, 32, 32)
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-    def read(self, places):
+    def read(self, places: Places) -> Raw:
         """Read cifar-10-python.tar.gz (the md5 is checked), its unpacked folder, or cifar10/{train,test}/<class>."""
         from torchvision.datasets import CIFAR10
 

@@ -40,6 +40,7 @@ def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
         values = group.loc[~group["diverged"], value].to_numpy(dtype=float)
         n = len(values)
         mean = values.mean() if n else np.nan
+        # ttest_1samp's interval, but without its warning if all seeds agree, which is nothing unusual here.
         half = t.ppf(0.5 + CONFIDENCE / 2, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
         counts = {"members": len(group), "diverged": int(group["diverged"].sum())}
         rows.append(
@@ -91,10 +92,10 @@ def _zoom(axes: Axes, points: pd.DataFrame) -> float:
 def _note(axes: Axes, points: pd.DataFrame, colours: list[str], top: bool, text: Callable) -> None:
     """Write a short text for each point at the upper or lower edge of a panel, each on its own line."""
     for i, (_, point) in enumerate(points.assign(colour=colours).sort_values("x").iterrows()):
-        place = {"xy": (point["x"], 0.93 - 0.075 * i if top else 0.01 + 0.075 * i)}
-        look = {"color": point["colour"], "fontsize": 5.5, "ha": "center"}
+        place = (point["x"], 0.93 - 0.075 * i if top else 0.01 + 0.075 * i)
+        look: style.Look = {"color": point["colour"], "fontsize": 5.5, "ha": "center"}
         look["path_effects"] = [withStroke(linewidth=1.5, foreground="white")]  # lines may pass behind it
-        axes.annotate(text(point), xycoords=axes.get_xaxis_transform(), **place, **look)
+        axes.annotate(text(point), place, xycoords=axes.get_xaxis_transform(), **look)
 
 
 def _looks(names: list[str], colours: dict[str, str], label: Callable[[str], str]) -> dict[str, dict]:

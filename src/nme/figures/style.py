@@ -4,7 +4,10 @@ Figures have the width of a journal's column and are legible there: two panels s
 points.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -13,11 +16,16 @@ from matplotlib.figure import Figure
 
 from nme import __version__
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+Look = dict[str, Any]  # properties of an artist
+
 CM = 1 / 2.54
 COLUMN = 8.5 * CM  # width of a journal's column, in inches
 PANEL_HEIGHT = 3.9 * CM
 
-RC = {
+RC: dict[RcKeyType, Any] = {
     "font.size": 7,
     "axes.titlesize": 6.5,
     "axes.labelsize": 7,
@@ -66,13 +74,13 @@ def panels(number: int) -> tuple[Figure, list[Axes]]:
 
 def legend(figure: Figure, grid: list[Axes], *more: Artist) -> None:
     """Draw one legend above all panels: every label once, ``more`` last, in as many columns as fit."""
-    found = {}
+    found: dict[str, Artist] = {}
     for axes in grid:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    found |= {artist.get_label(): artist for artist in more}
+    found |= {str(artist.get_label()): artist for artist in more}
     columns = max(1, 64 // (5 + max(map(len, found))))
-    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(columns, len(found)))
+    figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=min(columns, len(found)))
 
 
 def footer(figure: Figure, *facts: str, x_label: str = "") -> None:
@@ -88,7 +96,7 @@ def footer(figure: Figure, *facts: str, x_label: str = "") -> None:
     if x_label:
         figure.text(0.5, (top + 0.08) * unit, x_label, fontsize=RC["axes.labelsize"], ha="center", va="bottom")
         top += 0.42
-    figure.get_layout_engine().set(rect=(0, top * unit, 1, 1 - top * unit))
+    figure.set_layout_engine("constrained", rect=(0, top * unit, 1, 1 - top * unit))
 
 
 def strength_axis(axes: Axes, strengths: list[float]) -> None:

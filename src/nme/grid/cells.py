@@ -89,8 +89,11 @@ def expand(name: str, axes: dict[str, list[str]]) -> list[str]:
 
 
 def cells(figure: Figure, scale: Scale) -> list[Cell]:
-    """The cells of a grid figure, each once, in the order of the configuration."""
-    grid, found = figure.grid, []
+    """The cells of a figure, each once, in the order of the configuration; none if the figure trains nothing."""
+    grid = figure.grid
+    if grid is None:
+        return []
+    found: list[Cell] = []
     activations = [a for name in grid.activation for a in expand(name, scale.axes)]
     for recipe, activation in product(scale.panels[grid.panels], activations):
         for method, axis in grid.method.items():
@@ -99,8 +102,13 @@ def cells(figure: Figure, scale: Scale) -> list[Cell]:
     return list(dict.fromkeys(found))
 
 
+def recipes_of(figure: Figure, scale: Scale) -> list[str]:
+    """The recipes of a figure, one per panel; none if the figure trains nothing."""
+    return scale.panels[figure.grid.panels] if figure.grid else []
+
+
 def training_jobs(figure: Figure, scale: Scale) -> list[tuple[Cell, range]]:
-    """The training jobs of a grid figure."""
+    """The training jobs of a figure."""
     return [
         (cell, seeds)
         for cell in cells(figure, scale)

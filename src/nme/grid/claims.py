@@ -7,7 +7,7 @@ from nme.config.fields import AXIS_IN_NAME
 from nme.config.figure import Claim, Contrast, Map, SmallestEffect
 from nme.config.project import Project
 from nme.errors import NmeError, unknown
-from nme.grid.cells import Cell, cells, expand
+from nme.grid.cells import Cell, cells, expand, recipes_of
 from nme.grid.paths import claims_of_map
 from nme.grid.specs import (
     STAGE_VERSION,
@@ -59,6 +59,7 @@ def claims_spec(project: Project, name: str) -> ClaimsSpec:
             a contrast do not pair up; two claims have the same number; or no recipe has all contrasts of a claim.
     """
     claims = project.figures[name].claims
+    assert claims, "only figures with claims have this spec"
     numbers = [claim.number for claim in claims.list]
     duplicates = [n for n in numbers if numbers.count(n) > 1]
     if duplicates:
@@ -91,13 +92,14 @@ def map_spec(project: Project, name: str) -> MapSpec:
             them on that activation during training; or a claim has no recipe in common with that figure.
     """
     chart, scale = project.figures[name].map, project.scale
+    assert chart, "only figures with a map have this spec"
     try:
         recipes = _recipes_with_shares(project, chart)
-        claims = [_mapped_claim(project, claim, recipes) for claim in claims_of_map(project, name)]
+        claims = [_mapped_claim(project, claim, recipes) for claim in claims_of_map(project, chart)]
     except NmeError as error:
         raise NmeError(f"{name}: {error}") from None
     used = {recipe for claim in claims for recipe in claim.recipes}
-    smallest = next(f.claims for f in project.figures.values() if f.claims).smallest_effect
+    smallest = next(f.claims.smallest_effect for f in project.figures.values() if f.claims)
     settings = {
         recipe: Setting(
             title=found.title or recipe,
@@ -121,7 +123,7 @@ def map_spec(project: Project, name: str) -> MapSpec:
 def _recipes_with_shares(project: Project, chart: Map) -> list[str]:
     """The recipes on which the shares of a map are measured, in the order of the panels."""
     scale = project.scale
-    able = [n for n, f in project.figures.items() if f.measure and "update_shares" in f.measure.quantities]
+    able = {n: f.measure for n, f in project.figures.items() if f.measure and "update_shares" in f.measure.quantities}
     if chart.shares not in able:
         raise NmeError(f"map.shares: {unknown('figure with update_shares', chart.shares, able)}")
     figure = project.figures[chart.shares]
@@ -130,12 +132,12 @@ def _recipes_with_shares(project: Project, chart: Map) -> list[str]:
     if chart.activation not in activations:
         known = unknown(f"activation of '{chart.shares}' with plain SGD", chart.activation, activations)
         raise NmeError(f"map.activation: {known}")
-    times = scale.axes[figure.measure.at]
+    times = scale.axes[able[chart.shares].at]
     if not any(float(at) > 0 for at in times):
         raise NmeError(
             f"map.shares: '{chart.shares}' measures at {', '.join(times)} alone (allowed: an axis with a time after 0)"
         )
-    return scale.panels[figure.grid.panels]
+    return recipes_of(figure, scale)
 
 
 def _mapped_claim(project: Project, claim: Claim, recipes: list[str]) -> MappedClaim:
@@ -160,7 +162,7 @@ def _mapped_claim(project: Project, claim: Claim, recipes: list[str]) -> MappedC
 def _recipes(project: Project, claim: Claim) -> list[str]:
     """Recipes that all contrasts of a claim have, in the order of the first contrast's panels."""
     figures = [project.figures[contrast.figure or claim.figure] for contrast in claim.contrasts]
-    panels = [project.scale.panels[figure.grid.panels] for figure in figures]
+    panels = [recipes_of(figure, project.scale) for figure in figures]
     found = [recipe for recipe in panels[0] if all(recipe in others for others in panels)]
     if not found:
         raise NmeError(f"claims: claim {claim.number}: its contrasts have no recipe in common (allowed: one or more)")
@@ -168,21 +170,18 @@ def _recipes(project: Project, claim: Claim) -> list[str]:
 
 
 def _contrast_spec(project: Project, figure: str, contrast: Contrast) -> ContrastSpec:
-    traced = contrast.trace is not None
-    grids = {name: f for name, f in project.figures.items() if f.grid}
-    if traced:
-        able = [name for name, f in grids.items() if f.measure and "traces" in f.measure.quantities]
-    else:
-        able = [name for name, f in grids.items() if not f.measure]
+    figures = project.figures
+    traced = {name: f.measure for name, f in figures.items() if f.measure and "traces" in f.measure.quantities}
+    able = list(traced) if contrast.trace else [n for n, f in figures.items() if f.grid and not f.measure]
     try:
         if figure not in able:
-            raise NmeError(unknown("figure with traces" if traced else "figure with accuracies", figure, able))
+            raise NmeError(unknown(f"figure with {'traces' if contrast.trace else 'accuracies'}", figure, able))
         terms = {side: [term_cells(project, figure, t) for t in getattr(contrast, side)] for side in ("plus", "minus")}
         over = contrast.over or ("each" if contrast.expect in ("similar", "different") else "mean")
         terms = _paired(terms, over)
         trace = None
-        if traced:
-            last = max(float(at) for at in project.scale.axes[grids[figure].measure.at])
+        if contrast.trace:
+            last = max(float(at) for at in project.scale.axes[traced[figure].at])
             trace = TraceSpec(operator=contrast.trace, at=last)
     except NmeError as error:
         raise NmeError(f"claims: contrast '{contrast.name}': {error}") from None

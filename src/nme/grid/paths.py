@@ -1,6 +1,6 @@
 """Paths of results. A path is the identity of a result, so two figures that ask for the same cell share it."""
 
-from nme.config.figure import Claim
+from nme.config.figure import Claim, Map
 from nme.config.project import Project
 from nme.data.prepared import DATASET_FILES, SHARDED_FILES
 from nme.errors import NmeError
@@ -36,7 +36,7 @@ def sources(project: Project, name: str) -> list[str]:
 def figures_read(project: Project, name: str) -> list[str]:
     """Names of the figures whose tables the claims or the map read; empty for other figures."""
     figure = project.figures[name]
-    claims = figure.claims.list if figure.claims else claims_of_map(project, name) if figure.map else []
+    claims = figure.claims.list if figure.claims else claims_of_map(project, figure.map) if figure.map else []
     read = [contrast.figure or claim.figure for claim in claims for contrast in claim.contrasts]
     return list(dict.fromkeys([*read, *([figure.map.shares] if figure.map else [])]))
 
@@ -51,14 +51,14 @@ def table_path(project: Project, name: str) -> str:
     return f"results/{project.config.scale}/tables/{name}.parquet"
 
 
-def claims_of_map(project: Project, name: str) -> list[Claim]:
+def claims_of_map(project: Project, chart: Map) -> list[Claim]:
     """The claims that a map names, in its order."""
     known = {c.number: c for f in project.figures.values() if f.claims for c in f.claims.list}
-    missing = [number for number in project.figures[name].map.claims if number not in known]
+    missing = [number for number in chart.claims if number not in known]
     if missing:
         numbers = ", ".join(map(str, sorted(known))) or "none, since no figure has claims"
         raise NmeError(f"map.claims: there is no claim {missing[0]} (allowed: {numbers})")
-    return [known[number] for number in project.figures[name].map.claims]
+    return [known[number] for number in chart.claims]
 
 
 def dataset_files(project: Project, recipe: str) -> dict[str, str]:

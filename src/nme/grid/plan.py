@@ -28,6 +28,8 @@ class Speed:
     start: float
 
 
+Job = tuple[Cell, range]  # with the seeds of its members
+
 SPEED = {"cpu": Speed(2.5e10, 0.4e-3, 3.3), "cuda": Speed(1e13, 3e-3, 15)}
 FASTER = {"fp32": 1, "tf32": 3, "bf16": 6}
 SNAPSHOT_BYTES = 4  # per parameter
@@ -130,7 +132,7 @@ def cost(estimates: dict[str, Estimate], figures: Iterable[str]) -> Cost:
     figures = list(figures)
     needed = [project.figures[name] for name in figures]
     needed += [project.figures[read] for name in figures for read in figures_read(project, name)]
-    trained = {job for figure in needed if figure.grid for job in training_jobs(figure, scale)}
+    trained = {job for figure in needed for job in training_jobs(figure, scale)}
     measured = {job for figure in needed if figure.measure for job in training_jobs(figure, scale)}
     jobs = len(trained) + len(measured)
     hours = {device: _seconds(estimate, trained, measured) / 3600 for device, estimate in estimates.items()}
@@ -145,7 +147,7 @@ def cost(estimates: dict[str, Estimate], figures: Iterable[str]) -> Cost:
     return Cost(jobs, members, steps, hours, memory, disk / 2**20)
 
 
-def _seconds(estimate: Estimate, trained: Iterable[tuple], measured: Iterable[tuple]) -> float:
+def _seconds(estimate: Estimate, trained: set[Job], measured: set[Job]) -> float:
     training, measuring = [estimate.training(*job) for job in trained], [estimate.measuring(*job) for job in measured]
     return sum(training) + sum(measuring) + (len(training) + len(measuring)) * estimate.speed.start
 

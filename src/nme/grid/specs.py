@@ -15,7 +15,7 @@ from nme.config.project import Project
 from nme.config.scale import Measurement, Recipe, Training
 from nme.datasets import DATASETS
 from nme.errors import unknown
-from nme.grid.cells import Cell, cells, expand
+from nme.grid.cells import Cell, cells, expand, recipes_of
 from nme.methods import METHODS
 from nme.models.settings import Count
 from nme.quantities import QUANTITIES
@@ -245,24 +245,25 @@ def measure_spec(project: Project, cell: Cell, seeds: range, measurement: dict[s
 
 def landscape_spec(figure: Figure) -> LandscapeSpec:
     """The spec of a landscape."""
+    assert figure.landscape, "only figures with a landscape have this spec"
     return LandscapeSpec(**figure.landscape.model_dump(), version=STAGE_VERSION["landscape"])
 
 
 def table_spec(project: Project, name: str) -> TableSpec:
     """The spec of the table of a grid figure."""
     figure, scale = project.figures[name], project.scale
-    recipes = {
+    panels = {
         recipe: TablePanel(
             title=scale.recipes[recipe].title or recipe,
             seeds_per_job=scale.recipes[recipe].seeds_per_job,
             chance=1 / len(scale.dataset_kind(scale.recipes[recipe].dataset).classes),
         )
-        for recipe in scale.panels[figure.grid.panels]
+        for recipe in recipes_of(figure, scale)
     }
     return TableSpec(
         scale=project.config.scale,
         seeds=scale.seeds,
-        recipes=recipes,
+        recipes=panels,
         cells=[cell.path for cell in cells(figure, scale)],
         measured=figure.measure is not None,
         version=STAGE_VERSION["tables"],

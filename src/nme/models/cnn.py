@@ -1,11 +1,18 @@
 """Plain convolutional network, 1-d or 2-d depending on the data."""
 
-from typing import Annotated, Any, Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, WrapValidator, model_validator
 
 from nme.errors import NmeError
 from nme.models.settings import Count, ModelSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nme.activations import Activation
 
 
 def _count_or_counts(value: Any, check: Any) -> Any:
@@ -28,7 +35,7 @@ class Cnn(ModelSettings):
     batch_norm: bool = Field(False, description="Batch normalisation before each activation.")
 
     @model_validator(mode="after")
-    def _a_stride_for_each_layer(self) -> "Cnn":
+    def _a_stride_for_each_layer(self) -> Cnn:
         layers = len(self.channels)
         if isinstance(self.stride, list) and len(self.stride) != layers:
             raise ValueError(
@@ -36,7 +43,7 @@ class Cnn(ModelSettings):
             )
         return self
 
-    def build(self, shape, classes, activation):
+    def build(self, shape: tuple[int, ...], classes: int, activation: Activation) -> nn.Module:
         """See ``ModelSettings.build``.
 
         Raises:
@@ -51,7 +58,7 @@ class Cnn(ModelSettings):
         if len(shape) not in (2, 3):
             raise NmeError(f"model 'cnn' takes inputs (channels, length) or (channels, height, width), not {shape}")
         conv, norm = (Conv1d, BatchNorm1d) if len(shape) == 2 else (Conv2d, BatchNorm2d)
-        layers = []
+        layers: list[nn.Module] = []
         channels, *sides = shape
         positions = 1
         strides = self.stride if isinstance(self.stride, list) else [self.stride] * len(self.channels)

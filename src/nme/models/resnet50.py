@@ -1,11 +1,18 @@
 """ResNet-50 for large images (He et al. 2016), from torchvision, with any activation."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from nme.errors import NmeError
 from nme.models.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nme.activations import Activation
 
 
 class Resnet50(ModelSettings):
@@ -17,7 +24,7 @@ class Resnet50(ModelSettings):
 
     name: Literal["resnet50"] = Field(description="ResNet-50, for colour images of 32×32 pixels and more.")
 
-    def build(self, shape, classes, activation):
+    def build(self, shape: tuple[int, ...], classes: int, activation: Activation) -> nn.Module:
         """See ``ModelSettings.build``.
 
         Raises:

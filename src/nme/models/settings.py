@@ -19,6 +19,7 @@ class ModelSettings(BaseModel):
     """Settings of a model in a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
 
     def build(self, shape: tuple[int, ...], classes: int, activation: Activation) -> nn.Module:
         """Create the module that maps (B, *shape) to logits (B, classes).

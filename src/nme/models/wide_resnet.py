@@ -1,11 +1,18 @@
 """Wide residual networks for small images (Zagoruyko & Komodakis 2016) and for signals, with any activation."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from nme.errors import NmeError
 from nme.models.settings import Count, ModelSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from nme.activations import Activation
 
 
 class WideResnet(ModelSettings):
@@ -20,12 +27,12 @@ class WideResnet(ModelSettings):
     widen: Count = Field(description="Factor of the number of channels.")
 
     @model_validator(mode="after")
-    def _whole_blocks(self) -> "WideResnet":
+    def _whole_blocks(self) -> WideResnet:
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"depth is {self.depth} (allowed: 10, 16, 22, 28, …: 6n + 4)")
         return self
 
-    def build(self, shape, classes, activation):
+    def build(self, shape: tuple[int, ...], classes: int, activation: Activation) -> nn.Module:
         """See ``ModelSettings.build``.
 
         Raises:
@@ -57,13 +64,13 @@ class WideResnet(ModelSettings):
                 changes = inputs != outputs or stride != 1
                 self.shortcut = conv(inputs, outputs, 1, stride, bias=False) if changes else None
 
-            def forward(self, x):
+            def forward(self, x: Tensor) -> Tensor:
                 before = self.act1(self.norm1(x))
                 kept = x if self.shortcut is None else self.shortcut(before)
                 return kept + self.conv2(self.act2(self.norm2(self.conv1(before))))
 
         channels = 16
-        layers = [conv(shape[0], channels, 3, 1, 1, bias=False)]
+        layers: list[nn.Module] = [conv(shape[0], channels, 3, 1, 1, bias=False)]
         for group in range(3):
             width = 16 * 2**group * self.widen
             for block in range((self.depth - 4) // 6):

@@ -60,7 +60,7 @@ def measure(spec: MeasureSpec, manifest: Path, snapshots: Path, output: Path, de
                 given = training if name in ON_TRAINING_BATCHES else batch
                 for found in QUANTITIES[name](model, given, settings, seed):
                     place = {"seed": seed, "at": at, "step": snapshot["step"], "quantity": name}
-                    rows.append(place | found._asdict())
+                    rows.append(place | vars(found))
     record = provenance(
         spec.as_json(),
         time.monotonic() - began,

@@ -14,6 +14,7 @@ import numpy as np
 from nme.data.prepared import DATASET_FILES, class_balanced, sha256, with_label_noise
 from nme.datasets import DATASETS
 from nme.datasets.base import LabelledArrays, Places
+from nme.datasets.image_folders import ImageFolders
 from nme.errors import NmeError
 from nme.grid.specs import PrepareSpec
 from nme.outputs.files import atomic
@@ -35,7 +36,7 @@ def prepare(spec: PrepareSpec, places: Places, folder: Path, threads: int = 1) -
     """
     dataset = DATASETS[spec.source]()
     sizes = {"train": spec.train, "test": spec.test}
-    if dataset.streamed:
+    if isinstance(dataset, ImageFolders):
         from nme.data.write_shards import Subset, prepare_shards
 
         assert spec.short_side, "PrepareSpec checks it"

@@ -31,7 +31,8 @@ def collect(spec: TableSpec, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
     Raises:
         NmeError: a file is missing or damaged.
     """
-    frames, seconds, versions = [], 0.0, Counter()
+    frames, seconds = [], 0.0
+    versions: Counter[str] = Counter()
     path_of = measured_path if spec.measured else metrics_path
     for path in spec.cells:
         cell = Cell.from_path(path)

@@ -99,7 +99,7 @@ def train(
             if state and state["member"] and state["member"]["seed"] == seed:
                 member.restore(state["member"])
             while not member.finished:
-                if first:
+                if snapshots:
                     snapshots.take(seed, member.steps, member.model)
                 row = member.advance()
                 if row:
@@ -111,11 +111,11 @@ def train(
                     checkpoint.save({"rows": rows, "member": member.state(), "seconds": seconds, "devices": devices})
                 if stopped_by:
                     raise Interrupted(f"stopped by {stopped_by}; run it again to continue from {checkpoint.path}")
-            if first and not member.diverged:  # a member may diverge at the step of a snapshot
+            if snapshots and not member.diverged:  # a member may diverge at the step of a snapshot
                 snapshots.take(seed, member.steps, member.model)
             rows = rows + member.rows
     processes.meet()
-    if not first:
+    if snapshots is None:
         return
     record = provenance(
         settings,

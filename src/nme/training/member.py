@@ -22,8 +22,7 @@ from torch.optim.sgd import sgd
 
 from nme.activations import ACTIVATIONS
 from nme.config.scale import Training
-from nme.data.examples import Examples
-from nme.data.in_memory import Data
+from nme.data.examples import Examples, Split
 from nme.derivatives import taylor, vectors
 from nme.derivatives.batch import Batch, Division
 from nme.derivatives.products import logits_of
@@ -42,8 +41,8 @@ class Job:
     activation: str
     method: Method
     strength: float
-    train: Data
-    test: Data
+    train: Split
+    test: Split
     classes: int
     device: torch.device
 
@@ -180,7 +179,8 @@ class Member:
     def _descend(self, direction: list[torch.Tensor], rate: float) -> None:
         """Momentum m ← μm + d + λθ and θ ← θ − ηm, in one pass over memory: less than half the time of ``foreach``.
 
-        See docs/theory.md, §6.1.
+        See docs/theory.md, §6.1. The same pass as ``torch.optim.SGD(fused=True)``, whose constructor imports the
+        compiler: 1.9 s for every job.
         """
         # The fused pass follows the memory order and ignores strides.
         pairs = zip(self.parameters, direction, strict=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import nme
 from nme.errors import NmeError
@@ -41,7 +42,7 @@ def check_image(image: Path) -> None:
         raise NmeError(f"{image}: `nme --version` fails in the container image: {failure} ({HOW})")
 
 
-def _client():
+def _client() -> Any:
     try:
         from spython.main import get_client
     except ImportError:

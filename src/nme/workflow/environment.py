@@ -27,8 +27,8 @@ def export(config: Config) -> None:
     given = os.environ.get("NME_DATA_DIR")
     if not config.data_dir and given and not Path(given).expanduser().is_dir():
         raise NmeError(f"NME_DATA_DIR is '{given}', which is not a folder (give one, or unset it)")
-    if config.data_dir or given:
-        folder = Path(config.data_dir or given).expanduser().resolve()  # links may be broken inside the container
+    if chosen := config.data_dir or given:
+        folder = Path(chosen).expanduser().resolve()  # links may be broken inside the container
         os.environ["NME_DATA_DIR"] = str(folder)
         _bind(folder)
     for link in (Path(name) for name in LINKABLE):

@@ -1,9 +1,13 @@
 """Figure 1: loss and NME over two weights of one hidden layer."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import FuncNorm, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
@@ -24,8 +28,8 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
     grid = figure.subplots(len(names), 2, squeeze=False, sharex=True, sharey=True)
     # The root of the loss is |z − y|/√2, linear wherever z is.
     least, most = np.sqrt(table["loss"].min()), np.sqrt(table["loss"].max())
-    levels = np.linspace(least, most, LEVELS + 2)[1:-1] ** 2
-    loss_look = {"cmap": LOSS_MAP, "norm": FuncNorm((np.sqrt, np.square), least**2, most**2)}
+    levels = [root**2 for root in np.linspace(least, most, LEVELS + 2)[1:-1]]
+    loss_look: style.Look = {"cmap": LOSS_MAP, "norm": FuncNorm((np.sqrt, np.square), least**2, most**2)}
     for (left, right), name in zip(grid, names, strict=True):
         activation = ACTIVATIONS.parse(name)
         plane = table[table["activation"] == name].pivot(index="w_b", columns="w_a")
@@ -44,11 +48,14 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
         axes.label_outer(remove_inner_ticks=True)
     for axes in grid[-1]:
         axes.set_xlabel("weight $w_a$")
-    for column, (image, title) in enumerate([(loss, "loss ℓ = ½(z − y)²"), (nme, "NME ‖N‖$_F$ of $w_a$ and $w_b$")]):
+    columns = [
+        (loss, "loss ℓ = ½(z − y)²", "ℓ"),
+        (nme, "NME ‖N‖$_F$ of $w_a$ and $w_b$", "‖N‖$_F$ / the panel's maximum"),
+    ]
+    for column, (image, title, label) in enumerate(columns):
         grid[0, column].set_title(title)
-        figure.colorbar(image, ax=grid[:, column], location="bottom", aspect=25, pad=0.01)
-    nme.colorbar.set_label("‖N‖$_F$ / the panel's maximum")
-    loss.colorbar.set_label("ℓ")
+        bar = figure.colorbar(image, ax=grid[:, column], location="bottom", aspect=25, pad=0.01)
+        bar.set_label(label)
     style.footer(
         figure,
         "all scales",
@@ -59,7 +66,7 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
     return figure, table[["activation", "w_a", "w_b", "loss", "nme"]]
 
 
-def _map(axes: Axes, plane: pd.DataFrame, **look: object) -> object:
+def _map(axes: Axes, plane: pd.DataFrame, **look: Any) -> QuadMesh:
     """Draw a colour map without a frame."""
     axes.set_aspect("equal")
     axes.spines[:].set_visible(False)
@@ -81,7 +88,7 @@ def _boundaries(left: Axes, right: Axes, units: list[pd.DataFrame], activation: 
         _contours(right, nearest, [1 / float(activation.values["beta"])], BOUNDARY, 0.4)
 
 
-def _contours(axes: Axes, plane: pd.DataFrame, levels: list[float], color: str, width: float) -> None:
+def _contours(axes: Axes, plane: pd.DataFrame, levels: Sequence[float], color: str, width: float) -> None:
     """Draw the levels that the plane reaches."""
     values = plane.to_numpy()
     reached = [level for level in levels if values.min() < level < values.max()]

@@ -9,7 +9,7 @@ from nme.figures.curves import over_seeds
 from nme.grid.specs import PlotSpec
 
 # Before training is grey, after it is black: neither an activation's colour nor a method's.
-LOOKS = {
+LOOKS: dict[int, style.Look] = {
     0: {"color": "#999999", "marker": "o", "linestyle": "--", "label": "before training"},
     1: {"color": "#000000", "marker": "s", "label": "after training"},
 }

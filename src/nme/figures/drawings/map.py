@@ -1,5 +1,6 @@
 """Map: the effect of each claim against the share of the NME in the penalty's update; one point per recipe."""
 
+import math
 import textwrap
 from itertools import cycle
 
@@ -23,6 +24,9 @@ NUMBER_SIZE, NUMBER_FAR = 4.5, 6  # typographic points; a number further from it
 # Possible places of a data point's number: distances from it and angles, in order of preference.
 ANGLES = (45, 135, 315, 225, 90, 270, 0, 180, 22, 158, 338, 202, 67, 113, 247, 293)
 PLACES = [(distance, angle) for distance in (3, 4, 5.5, 7.5, 10, 13, 17, 22, 28, 35, 44, 55) for angle in ANGLES]
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top; typographic points
+NOWHERE: Box = (0, 0, 0, 0)
 
 
 def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.DataFrame]:
@@ -60,7 +64,7 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
     )
     figure.draw_without_rendering()  # places the panels, so that the numbers can avoid each other
     for axes, own in zip(panels, contrasts, strict=True):
-        _number(axes, own, looks)
+        _number(figure, axes, own, looks)
     return figure, table
 
 
@@ -85,13 +89,13 @@ def _heading(axes: Axes, own: pd.DataFrame) -> None:
     for what in ("effect", "share"):
         missing = own.loc[own[what].isna(), "setting"].astype(str)
         contrast += f"; no {what}: {', '.join(missing)}" if len(missing) else ""
-    lines = [
+    lines: list[tuple[str, style.Look]] = [
         (first["dependence"], {"fontsize": 5.5}),
         *((line, {"fontsize": 5, "color": "0.4"}) for line in reversed(textwrap.wrap(contrast, 84))),
         *((line, {"fontsize": 6}) for line in reversed(textwrap.wrap(f"{first['claim']}.  {first['says']}", 70))),
     ]
     for i, (text, look) in enumerate(lines):
-        place = {"xytext": (0, 5 + 7.3 * i), "textcoords": "offset points", "annotation_clip": False}
+        place: style.Look = {"xytext": (0, 5 + 7.3 * i), "textcoords": "offset points", "annotation_clip": False}
         words = axes.annotate(text, (0.01, 1), xycoords=("figure fraction", "axes fraction"), **place, **look)
         words.set_in_layout(False)  # they are wider than the axes
     axes.set_title("\n".join(" " for _ in lines), fontsize=5.5, pad=3)  # the place for them
@@ -104,7 +108,7 @@ def _effect_axis(axes: Axes, values: np.ndarray, smallest: float) -> None:
     if max(-low, high) <= LARGE:
         margin = 0.08 * (high - low)
         axes.set_ylim(low - margin, high + margin)
-        axes.yaxis.get_major_locator().set_params(nbins=4, integer=True)
+        axes.locator_params(axis="y", nbins=4, integer=True)
         return
     axes.set_yscale("symlog", linthresh=LINEAR, linscale=1)
     axes.set_ylim(min(1.3 * low, -LINEAR), max(1.3 * high, LINEAR))
@@ -135,19 +139,22 @@ def _legend(figure: Figure, table: pd.DataFrame, looks: dict[str, dict], rows: i
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize=5, **more)
 
 
-def _number(axes: Axes, own: pd.DataFrame, looks: dict[str, dict]) -> None:
+def _number(figure: Figure, axes: Axes, own: pd.DataFrame, looks: dict[str, dict]) -> None:
     """Write the number of each setting next to its point, at a place that covers no point and no other number."""
     points = own[own["share"].notna() & own["effect"].notna()]
-    scale = 72 / axes.get_figure().dpi
+    scale = 72 / figure.dpi
     centres = axes.transData.transform(points[["share", "effect"]].to_numpy(dtype=float)) * scale
-    frame = axes.get_window_extent().extents * scale
+    frame = np.array(axes.get_window_extent().extents) * scale
     taken = [(x - 2, y - 2, x + 2, y + 2) for x, y in centres]
-    bars = [_bar(axes, row, scale, upright) for row in points.itertuples() for upright in (False, True)]
+    bars = []
+    for row in points.itertuples():
+        bars.append(_bar(axes, (row.share_low, row.effect), (row.share_high, row.effect), scale))
+        bars.append(_bar(axes, (row.share, row.low), (row.share, row.high), scale))
     for row, (x, y) in zip(points.itertuples(), centres, strict=True):
         lost = f"⨯{row.diverged_plus}:{row.diverged_minus}" if row.diverged_plus or row.diverged_minus else ""
         text = f"{row.setting}{lost}"
         width, height = 0.7 * NUMBER_SIZE * len(text) + 0.5, 1.5 * NUMBER_SIZE
-        best = None
+        best = (math.inf, 0.0, 0.0, NOWHERE, 0.0)
         for distance, angle in PLACES:
             dx = np.cos(np.radians(angle)) * (distance + width / 2)
             dy = np.sin(np.radians(angle)) * (distance + height / 2)
@@ -155,33 +162,33 @@ def _number(axes: Axes, own: pd.DataFrame, looks: dict[str, dict]) -> None:
             inside = (max(frame[0], box[0]), max(frame[1], box[1]), min(frame[2], box[2]), min(frame[3], box[3]))
             covered = sum(_overlap(box, other) for other in taken) + 3 * (width * height - _area(inside))
             covered += 0.3 * sum(_overlap(box, bar) for bar in bars)
-            if best is None or covered < best[0] - 1e-6:
+            if covered < best[0] - 1e-6:
                 best = (covered, dx, dy, box, distance)
             if covered < 1e-6:
                 break
         _, dx, dy, box, distance = best
         taken.append(box)
-        look = {"color": looks[row.recipe]["color"], "fontsize": NUMBER_SIZE, "ha": "center", "va": "center"}
+        look: style.Look = {"color": looks[row.recipe]["color"], "fontsize": NUMBER_SIZE}
+        look |= {"ha": "center", "va": "center"}
         if distance > NUMBER_FAR:
             look["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.3, "color": "0.5", "shrinkA": 0, "shrinkB": 2}
         stroke = [withStroke(linewidth=1, foreground="white")]
-        place = {"xytext": (dx, dy), "textcoords": "offset points", "path_effects": stroke, "zorder": 4}
+        place: style.Look = {"xytext": (dx, dy), "textcoords": "offset points", "path_effects": stroke, "zorder": 4}
         axes.annotate(text, (row.share, row.effect), **place, **look).set_in_layout(False)
 
 
-def _bar(axes: Axes, row: tuple, scale: float, upright: bool) -> tuple:
-    """Box of an interval, in typographic points; empty if there is no interval."""
-    ends = (row.low, row.high) if upright else (row.share_low, row.share_high)
-    if not np.isfinite(ends).all():
-        return (0, 0, 0, 0)
-    pairs = [(row.share, end) if upright else (end, row.effect) for end in ends]
-    (x0, y0), (x1, y1) = axes.transData.transform(pairs) * scale
-    return (x0 - upright * 0.4, y0 - (not upright) * 0.4, x1 + upright * 0.4, y1 + (not upright) * 0.4)
+def _bar(axes: Axes, low: tuple[float, float], high: tuple[float, float], scale: float) -> Box:
+    """Box of the bar between two points of a panel; empty if there is no interval."""
+    if not np.isfinite([low, high]).all():
+        return NOWHERE
+    (x0, y0), (x1, y1) = axes.transData.transform([low, high]) * scale
+    dx, dy = (0.4, 0) if low[0] == high[0] else (0, 0.4)  # half its width
+    return (x0 - dx, y0 - dy, x1 + dx, y1 + dy)
 
 
-def _overlap(one: tuple, other: tuple) -> float:
+def _overlap(one: Box, other: Box) -> float:
     return _area((max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])))
 
 
-def _area(box: tuple) -> float:
+def _area(box: Box) -> float:
     return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])

@@ -41,10 +41,10 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
         style.time_axis(axes)
         axes.set_ylabel(STATISTICS[statistic])
         axes.set_title(means.loc[means["recipe"] == recipe, "panel"].iloc[0])
-    for statistic, axes in zip(STATISTICS, (grid[::2], grid[1::2]), strict=True):
+    for statistic, column in zip(STATISTICS, (grid[::2], grid[1::2]), strict=True):
         limits = _limits(points[points["statistic"] == statistic])
-        for one in axes:
-            one.set_ylim(*limits)
+        for axes in column:
+            axes.set_ylim(*limits)
     lines = [
         Line2D([], [], color="0.3", linestyle=dash, label=ACTIVATIONS.parse(name).full_label)
         for name, dash in dashes.items()
