@@ -92,11 +92,19 @@ def join(processes: int, device: torch.device) -> Iterator[None]:
         yield
         return
     _end_with_parent()
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    start_group(device)
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def start_group(device: torch.device) -> None:
+    """Find the other processes, by the variables of ``torchrun``: NCCL for a GPU's tensors, gloo for those of CPUs."""
+    if device.type == "cuda":
+        distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    else:
+        distributed.init_process_group("gloo")
 
 
 def _end_with_parent() -> None:
@@ -144,8 +152,6 @@ def meet() -> None:
         distributed.barrier()
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
-    """True, in every process, if the flag is set in any of them."""
-    return (
-        bool(sum_over_processes(torch.tensor(float(flag), device=device)) > 0) if distributed.is_initialized() else flag
-    )
+def any_of(flag: bool) -> bool:
+    """True, in every process, if the flag is set in any of them. The CPUs exchange it: no GPU is waited for."""
+    return bool(sum_over_processes(torch.tensor(float(flag))) > 0) if distributed.is_initialized() else flag
