@@ -64,7 +64,13 @@ def test_it_needs_nothing_of_the_pipeline():
 
 
 def test_all_that_is_missing_is_named_at_once(monkeypatch, capsys):
-    versions = {"torch": "2.12.1+cu130", "numpy": "1.26.4", "scipy": "1.17.1", "pillow": "12.0", "torchvision": "0.29.1"}
+    versions = {
+        "torch": "2.12.1+cu130",
+        "numpy": "1.26.4",
+        "scipy": "1.17.1",
+        "pillow": "12.0",
+        "torchvision": "0.29.1",
+    }
     monkeypatch.setattr(needs, "_installed", versions.get)
     assert gpu.main([]) == 2
     message = capsys.readouterr().err
