@@ -246,7 +246,7 @@ def plan(
     from nme.grid.plan import plan
 
     project = _project(config, scale)
-    found = plan(project)
+    found = plan(project, Path())
     if as_json:
         print(json.dumps({"scale": project.config.scale, **{name: asdict(cost) for name, cost in found.items()}}))
         return
@@ -256,7 +256,10 @@ def plan(
         table.add_column(heading, justify="right")
     card = measured_steps().card
     measured = f", on GPUs from steps measured on {card} where there are any" if card else ""
-    table.caption = f"hours on cores or on GPUs, estimated from counted operations{measured}; figures share trainings"
+    table.caption = (
+        f"hours on cores or on GPUs, estimated from counted operations{measured}, and scaled by the durations of this "
+        "scale's finished jobs; figures share trainings"
+    )
     for name, cost in found.items():
         hours = (f"{h:.2f}" if h < 10 else f"{h:,.0f}" for h in cost.hours.values())
         sizes = (f"{cost.memory_mb / 1000:g}", f"{cost.disk_mb / 1000:.2f}")

@@ -321,7 +321,11 @@ def result(project, root: Path, path: str, seconds: float = 1.0) -> None:
         seeds = parse_seeds(path.split("/")[7].removeprefix("seed="))
         at = snapshots(measurements(project).get(cell, {}))
         spec = train_spec(project.scale.recipes[cell.recipe], cell, seeds, at)
-    parquet.write(pa.table({"x": [1]}), root / path, {"seconds": seconds, "spec_sha256": spec_hash(spec.as_json())})
+    parquet.write(
+        pa.table({"x": [1]}),
+        root / path,
+        {"seconds": seconds, "spec_sha256": spec_hash(spec.as_json()), "device": "cpu (AVX2)"},
+    )
 
 
 def test_status_counts_what_is_there(tmp_path):
@@ -366,6 +370,9 @@ def test_the_time_left_is_scaled_by_what_jobs_took(tmp_path):
     start = SPEED["cpu"].start
     left = sum(5 * j.seconds + start for p, j in before.jobs.items() if p != path)
     assert after.hours_left == pytest.approx(left / 3600)
+    (elsewhere,) = [row for row in status(project, "cuda", tmp_path) if row.figure == "fig3"]
+    (unknown,) = [row for row in status(project, "cuda") if row.figure == "fig3"]
+    assert {p: j.seconds for p, j in elsewhere.jobs.items()} == {p: j.seconds for p, j in unknown.jobs.items()}
 
 
 def test_status_command(run):

@@ -210,6 +210,14 @@ def test_wide_resnet_on_signals_is_the_one_on_images_of_one_row():
         signals, images = signals.eval(), images.eval()
 
 
+def test_the_stride_of_the_stem_leaves_a_quarter_of_the_positions():
+    settings = {"depth": 10, "widen": 1}
+    plain, strided = (build("wide_resnet", (3, 32, 32), stem_stride=s, **settings).eval() for s in (1, 2))
+    x = torch.randn(2, 3, 32, 32)
+    assert plain[0](x)[..., ::2, ::2].allclose(strided[0](x), atol=1e-6), "the same convolution at every other position"
+    assert [strided[:n](x).shape[2] for n in (1, 2, 3, 4)] == [16, 16, 8, 4]
+
+
 @pytest.mark.parametrize("depth", [4, 9, 17])
 def test_wide_resnet_has_whole_blocks(depth):
     with pytest.raises(ValueError, match=rf"depth is {depth} \(allowed: 10, 16"):

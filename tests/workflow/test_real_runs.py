@@ -32,16 +32,14 @@ def test_the_workstation_scale_learns_on_real_images(project, images):
     """A few hundred steps of one cell of each recipe, by the workstation's own settings but for the size."""
 
     def shorten(scale):
-        scale["datasets"] = {
-            "fashion_mnist": {"train": 12800, "test": 1000},
-            "cifar10": {"train": 12800, "test": 1000},
-        }
+        for dataset in scale["datasets"].values():
+            dataset.update(test=1000)
         for recipe in scale["recipes"].values():
             recipe.update(epochs=2, warmup_epochs=0)
 
     project.edit("config/scales/workstation.yaml", shorten)
     project.edit("config/config.yaml", lambda config: config.update(data_dir=str(images)))
-    cells = [Cell.of(r, "gelu", "grad_norm", 0.03) for r in ("fashion_mnist_cnn", "cifar10_cnn")]
+    cells = [Cell.of(r, "gelu", "grad_norm", 0.03) for r in ("fashion_mnist_wrn", "cifar10_wrn")]
     targets = [metrics_path("workstation", cell, range(1)) for cell in cells]
     before = sorted(os.listdir(images))
     project.snakemake(*targets, scale="workstation")

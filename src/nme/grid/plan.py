@@ -4,19 +4,26 @@ A training step costs its method's number of gradients (``Method.gradients``), a
 passes, whose floating-point operations are counted on the recipe's network. ``SPEED`` turns operations into seconds.
 The CPU's speed was measured on one core of a laptop-class processor; the GPU's is a guess, half the dense float32 speed
 of a data-centre GPU. ``FASTER``, also a guess, is the gain of a shorter ``precision`` there. Both guesses yield to step
-times measured on a GPU (``nme.grid.measured_steps``), for networks that have them.
+times measured on a GPU (``nme.grid.measured_steps``), for networks that have them. All estimates of a scale are scaled
+by the durations of its finished jobs (``nme.grid.pace``).
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from nme.config.project import Project
 from nme.config.scale import Measurement, Recipe, Scale
+from nme.errors import NmeError
 from nme.grid import cells
 from nme.grid.cells import Cell, measurements, training_jobs
 from nme.grid.measured_steps import MeasuredSteps, measured_steps
-from nme.grid.paths import figures_read
+from nme.grid.pace import Pace
+from nme.grid.paths import figures_read, measured_path, metrics_path
+from nme.grid.specs import Spec, measure_spec, train_spec
 from nme.methods import METHODS
+from nme.outputs import parquet
+from nme.outputs.provenance import spec_hash
 
 
 @dataclass(frozen=True)
@@ -84,19 +91,56 @@ class Estimate:
     Args:
         project: project, with its scale.
         device: ``cpu`` or ``cuda``.
+        root: folder with the results, whose finished jobs on this kind of device scale the estimates; None: none do.
     """
 
-    def __init__(self, project: Project, device: str):
-        self.project, self.speed = project, SPEED[device]
+    def __init__(self, project: Project, device: str, root: Path | None = None):
+        self.project, self.device, self.speed = project, device, SPEED[device]
         self.steps = measured_steps() if device == "cuda" else MeasuredSteps([])
         self.kept = measurements(project)
         self.networks = {name: network_of(project.scale, recipe) for name, recipe in project.scale.recipes.items()}
         faster = FASTER if device == "cuda" else dict.fromkeys(FASTER, 1)
         recipes = project.scale.recipes
         self.operations = {name: self.speed.operations * faster[r.precision] for name, r in recipes.items()}
+        self.pace = Pace() if root is None else self._pace(root)
 
     def training(self, cell: Cell, seeds: range) -> float:
         """Seconds of a training job."""
+        return self.pace.of("train", cell) * self._training(cell, seeds)
+
+    def measuring(self, cell: Cell, seeds: range) -> float:
+        """Seconds of the job that measures a training job's snapshots."""
+        return self.pace.of("measure", cell) * self._measuring(cell, seeds)
+
+    def _pace(self, root: Path) -> Pace:
+        project, scale, pace = self.project, self.project.config.scale, Pace()
+        for cell, seeds in {
+            job for f in project.figures.values() for job in (training_jobs(f, project.scale) if f.grid else [])
+        }:
+            asked = self.kept.get(cell, {})
+            trained = train_spec(project.scale.recipes[cell.recipe], cell, seeds, cells.snapshots(asked))
+            seconds = self._seconds_of(root / metrics_path(scale, cell, seeds), trained)
+            if seconds is not None:
+                pace.learn("train", cell, seconds, self._training(cell, seeds))
+            seconds = (
+                self._seconds_of(root / measured_path(scale, cell, seeds), measure_spec(project, cell, seeds, asked))
+                if asked
+                else None
+            )
+            if seconds is not None:
+                pace.learn("measure", cell, seconds, self._measuring(cell, seeds))
+        return pace
+
+    def _seconds_of(self, result: Path, spec: Spec) -> float | None:
+        """Duration of a finished job with these settings on this kind of device."""
+        try:
+            record = parquet.read_record(result)
+        except NmeError:  # missing, or damaged
+            return None
+        same = record["spec_sha256"] == spec_hash(spec.as_json())
+        return record["seconds"] if same and record["device"].startswith("cpu") == (self.device == "cpu") else None
+
+    def _training(self, cell: Cell, seeds: range) -> float:
         scale = self.project.scale
         recipe, operations = scale.recipes[cell.recipe], self.networks[cell.recipe][0]
         tested = scale.datasets[recipe.dataset].test or scale.dataset_kind(recipe.dataset).counts[1]
@@ -113,8 +157,7 @@ class Estimate:
         """Measured seconds of a step, on a GPU, if there are any."""
         return self.steps.seconds(recipe, self.project.scale.input_shape(recipe), method)
 
-    def measuring(self, cell: Cell, seeds: range) -> float:
-        """Seconds of the job that measures a training job's snapshots."""
+    def _measuring(self, cell: Cell, seeds: range) -> float:
         settings = self.project.scale.measurement
         batches = settings.examples / self.project.scale.recipes[cell.recipe].batch_size
         products = sum(_products(settings, name, batches) * len(at) for name, at in self.kept[cell].items())
@@ -164,8 +207,11 @@ def _products(settings: Measurement, quantity: str, batches: float) -> float:
     return batches * found.get(quantity, 1)
 
 
-def plan(project: Project) -> dict[str, Cost]:
-    """Cost of each figure by itself, and of all figures together, which share trainings."""
-    estimates = {device: Estimate(project, device) for device in SPEED}
+def plan(project: Project, root: Path | None = None) -> dict[str, Cost]:
+    """Cost of each figure by itself, and of all figures together, which share trainings.
+
+    The finished jobs below ``root`` scale the estimates of the others.
+    """
+    estimates = {device: Estimate(project, device, root) for device in SPEED}
     found = {name: cost(estimates, [name]) for name in project.figures}
     return {**found, "all": cost(estimates, list(project.figures))}

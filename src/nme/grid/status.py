@@ -23,12 +23,10 @@ class Job:
         state: ``done``: a result with the current settings exists; ``running``: a process holds the job's lock;
             ``failed``: the job wrote into its log and ended without a result; ``waiting``: otherwise.
         seconds: estimated duration.
-        measured: actual duration in seconds, if the job is done.
     """
 
     state: str
     seconds: float
-    measured: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,18 +56,15 @@ class Progress:
 def status(project: Project, device: str, root: Path = Path()) -> list[Progress]:
     """Progress of every figure at the project's scale, and of ``all``, from the files below ``root``.
 
-    The remaining time is the estimate of ``nme plan`` for the device, scaled by the durations of finished jobs.
+    The remaining time is the estimate of ``nme plan`` for the device.
     """
-    estimate = Estimate(project, device)
+    estimate = Estimate(project, device, root)
     figures = {name: _jobs(project, name, estimate, root) for name in project.figures}
     everything = {path: job for jobs in figures.values() for path, job in jobs.items()}
-    done = [job for job in everything.values() if job.state == "done" and job.seconds]
-    measured, expected = sum(job.measured for job in done), sum(job.seconds for job in done)
-    pace = measured / expected if expected else 1.0
     running = max(1, sum(job.state == "running" for job in everything.values()))
 
     def left(jobs: dict[str, Job]) -> float:
-        seconds = [pace * job.seconds + estimate.speed.start for job in jobs.values() if job.state != "done"]
+        seconds = [job.seconds + estimate.speed.start for job in jobs.values() if job.state != "done"]
         return sum(seconds) / min(running, len(seconds) or 1) / 3600
 
     drawn = {n: _scale_drawn(root / "figures" / f"{n}.csv") == project.config.scale for n in figures}
@@ -111,7 +106,7 @@ def _job(root: Path, path: str, spec: Spec, seconds: float) -> Job:
         return Job("failed" if begun else "waiting", seconds)
     if record["spec_sha256"] != spec_hash(spec.as_json()):
         return Job("waiting", seconds)
-    return Job("done", seconds, record["seconds"])
+    return Job("done", seconds)
 
 
 def _scale_drawn(numbers: Path) -> str | None:
