@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
 from nme.config.scale import Recipe
-from nme.methods import METHODS, Method
+from nme.methods import METHODS
 
 TABLE = Path(__file__).with_name("gpu_steps.json")  # empty until a card has been measured
 
@@ -58,7 +58,7 @@ class MeasuredSteps:
             return found[method] * recipe.batch_size
         if "sgd" not in found:
             return None
-        return found["sgd"] * cast(Method, METHODS.parse(method)).gradients * recipe.batch_size
+        return found["sgd"] * METHODS.parse(method).gradients * recipe.batch_size
 
 
 @cache

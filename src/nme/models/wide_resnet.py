@@ -19,8 +19,8 @@ class WideResnet(ModelSettings):
     """WRN-depth-widen: pre-activation blocks in three groups of 16, 32 and 64 times ``widen`` channels.
 
     No dropout. With ``stem_stride`` 2 the first convolution halves the resolution, as in networks for large images, and
-    the network costs a quarter on images, half on signals. Convolutions, batch norms and pooling are 1-d or 2-d depending on the data. WRN-28-10 has 36.5 million
-    parameters for 32×32 colour images and 10 classes.
+    the network costs a quarter on images, half on signals. Convolutions, batch norms and pooling are 1-d or 2-d
+    depending on the data. WRN-28-10 has 36.5 million parameters for 32×32 colour images and 10 classes.
     """
 
     name: Literal["wide_resnet"] = Field(description="A wide residual network, 1-d for signals and 2-d for images.")
