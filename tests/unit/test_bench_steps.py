@@ -41,8 +41,16 @@ def test_every_method_has_a_limit():
     assert set(METHODS) == set(limits(1, 0))
 
 
-@pytest.mark.parametrize("network", ["MLP", "CNN, 1-d", "CNN, 2-d", "WideResNet-16-2"])
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "hessian_trace"])
+SMALL, LARGE = ("MLP", "CNN, 1-d", "CNN, 2-d"), "WideResNet-16-2"
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        *((network, name) for network in SMALL for name in METHODS if name != "hessian_trace"),
+        *((LARGE, name) for name in ("sgd", "grad_norm", "grad_norm_gn")),  # one product of each kind
+    ],
+)
 def test_methods_run_at_their_limit(network, name):
     """F and F₁ alone predict what is multiplied. (The Hessian trace takes g for itself, beside its Taylor pass.)"""
     member = steps.member_of(network)
