@@ -164,7 +164,7 @@ def update_shares(model: nn.Module, training: Iterable[Batch], settings: Setting
 
 def _curvature(model: nn.Module, batch: Batch, settings: Settings) -> Curvature:
     from nme.curvature import Curvature
-    from nme.curvature.losses import CrossEntropy
+    from nme.derivatives.losses import CrossEntropy
 
     data = (batch.inputs, batch.labels)
     return Curvature(model, CrossEntropy(), data, micro_batch=settings.micro_batch)

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nme.activations import ACTIVATIONS
 from nme.curvature import NME, Curvature, GaussNewton, Hessian, Probes, estimators, layers
-from nme.curvature.losses import CrossEntropy, SquaredError, loss_of
 from nme.derivatives.activate import Activate
+from nme.derivatives.losses import CrossEntropy, SquaredError, loss_of
 from nme.errors import NmeError
 
 GELU = ACTIVATIONS.parse("gelu")
@@ -352,7 +352,7 @@ class TestNearInterpolation:
         p = logits.double().softmax(1)
         differences = vector.double().T - vector.double()  # v_c − v_k in row c
         expected = p * (differences * p).sum(1)
-        assert relative_error(CrossEntropy().hessian_product(logits, vector), expected) < 1e-6
+        assert relative_error(CrossEntropy().hessian_product(logits, torch.tensor([0]), vector), expected) < 1e-6
 
 
 class TestOptions:
@@ -619,7 +619,7 @@ class TestTheModelIsLeftAlone:
 
 
 class TestLosses:
-    """The residual is the derivative, and the product that of the Hessian, of PyTorch's losses example by example."""
+    """The residual is the derivative, and the product that of the Hessian, of PyTorch's losses."""
 
     @on_every_loss
     def test_residual_and_hessian(self, loss):
@@ -629,12 +629,12 @@ class TestLosses:
         targets = torch.randn(4, CLASSES, generator=generator, dtype=torch.float64)
         y = targets if loss == "mse" else labels
         v = torch.randn(4, CLASSES, generator=generator, dtype=torch.float64)
-        total = lambda z: 4 * LOSSES[loss](z, y)  # noqa: E731
+        total = lambda z: LOSSES[loss](z, y)  # noqa: E731
         ours = loss_of(LOSSES[loss])
         residual = torch.func.grad(total)(z)
         assert relative_error(ours.residual(z, y), residual) < 1e-14
         _, product = torch.autograd.functional.hvp(total, z, v)
-        assert relative_error(ours.hessian_product(z, v), product) < 1e-14
+        assert relative_error(ours.hessian_product(z, y, v), product) < 1e-14
         # differentiable, which the Hessian with the residual attached needs
         _, of_residual = torch.autograd.functional.jvp(lambda z: ours.residual(z, y), z, v)
         assert relative_error(of_residual, product) < 1e-14
@@ -708,12 +708,9 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("loss", "message"),
         [
-            (nn.NLLLoss(), r"loss is 'NLLLoss' \(allowed: torch.nn.CrossEntropyLoss, torch.nn.MSELoss\)"),
-            (functional.cross_entropy, r"loss is 'cross_entropy' \(allowed: torch.nn.CrossEntropyLoss"),
-            (nn.CrossEntropyLoss(reduction="sum"), r"reduction 'sum' \(allowed: mean\)"),
-            (nn.MSELoss(reduction="none"), r"reduction 'none' \(allowed: mean\)"),
-            (nn.CrossEntropyLoss(weight=torch.ones(3)), r"class weights .*\(allowed: label_smoothing only\)"),
-            (nn.CrossEntropyLoss(ignore_index=1), r"ignored index \(allowed: label_smoothing only\)"),
+            ("cross_entropy", r"loss is str \(allowed: a loss module, or a function of output and target\)"),
+            (nn.MSELoss(reduction="none"), r"reduction 'none' \(allowed: mean, sum\)"),
+            (nn.NLLLoss(reduction="none"), r"reduction 'none' \(allowed: mean, sum\)"),
         ],
     )
     def test_loss(self, loss, message):

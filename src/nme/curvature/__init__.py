@@ -22,18 +22,24 @@ from nme.curvature.estimators import (
 )
 from nme.curvature.operators import NME, Curvature, GaussNewton, Hessian, Products, layers
 from nme.curvature.sparsity import nonzero_second_derivatives
+from nme.derivatives.losses import AnyLoss, BinaryCrossEntropy, CrossEntropy, Loss, SquaredError, loss_of
 
 __all__ = [
     "NME",
+    "AnyLoss",
+    "BinaryCrossEntropy",
+    "CrossEntropy",
     "Curvature",
     "Eigenpairs",
     "Estimate",
     "GaussNewton",
     "Hessian",
     "Lanczos",
+    "Loss",
     "Probes",
     "Products",
     "SpectralDensity",
+    "SquaredError",
     "diagonal",
     "extreme_eigenpairs",
     "frobenius_norm",
@@ -41,6 +47,7 @@ __all__ = [
     "hutch_plus_plus",
     "lanczos",
     "layers",
+    "loss_of",
     "nme_block_norms",
     "nonzero_second_derivatives",
     "spectral_density",

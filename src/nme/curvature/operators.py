@@ -24,7 +24,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nme.curvature.losses import Loss, loss_of
+from nme.derivatives.losses import Loss, loss_of
 from nme.derivatives.modes import cotangents_only, differentiated_twice
 from nme.derivatives.products import pairing
 from nme.derivatives.running_statistics import frozen_statistics
@@ -217,9 +217,11 @@ class _Linearised:
         self.z = curvature.logits(inputs)
         if self.z.dim() != 2:
             raise NmeError(f"the model's output has shape {tuple(self.z.shape)} (allowed: (batch, classes))")
+        self.divisor = self.loss.divisor(self.z, labels)
         labels = labels.to(self.z.device)
         self.labels = labels.to(self.z.dtype) if labels.is_floating_point() else labels
-        self.r = self.loss.residual(self.z.detach(), self.labels).requires_grad_()
+        # Not divided yet, so that Jv comes by a multiplication, as the results that are kept were computed.
+        self.r = self.loss.summed_residual(self.z.detach(), self.labels).requires_grad_()
 
     @cached_property
     @torch.enable_grad()
@@ -231,11 +233,11 @@ class _Linearised:
     @torch.enable_grad()
     def attached(self) -> list[Tensor]:
         """Jᵀr/B with r a function of the parameters."""
-        return self._pulled_back(self.loss.residual(self.z, self.labels))
+        return self._pulled_back(self.loss.summed_residual(self.z, self.labels))
 
     def _pulled_back(self, r: Tensor) -> list[Tensor]:
         options = {"create_graph": True, "materialize_grads": True}
-        return list(torch.autograd.grad(pairing([self.z], [r / len(self.z)]), self.parameters, **options))
+        return list(torch.autograd.grad(pairing([self.z], [r / self.divisor]), self.parameters, **options))
 
     @torch.enable_grad()
     def _through(self, w: list[Tensor], inputs: list[Tensor], vector: list[Tensor]) -> list[Tensor]:
@@ -250,23 +252,23 @@ class _Linearised:
     def nme_and_derivative(self, vector: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Nv, and Jv of shape (B, C), by one backward pass through w's graph."""
         *nv, jv = self._through(self.w, [*self.parameters, self.r], vector)
-        return nv, jv * len(self.z)
+        return nv, jv * self.divisor
 
     def derivative(self, vector: list[Tensor]) -> Tensor:
         """Jv, shape (B, C)."""
         with cotangents_only():
-            return self._through(self.w, [self.r], vector)[0] * len(self.z)
+            return self._through(self.w, [self.r], vector)[0] * self.divisor
 
     @torch.enable_grad()
     def gauss_newton(self, jv: Tensor) -> list[Tensor]:
         """Gv from Jv."""
-        pulled = self.loss.hessian_product(self.z.detach(), jv) / len(self.z)
+        pulled = self.loss.summed_hessian_product(self.z.detach(), self.labels, jv) / self.divisor
         options = {"retain_graph": True, "materialize_grads": True}
         return list(torch.autograd.grad(pairing([self.z], [pulled]), self.parameters, **options))
 
     def gauss_newton_form(self, ju: Tensor) -> Tensor:
         """uᵀGu from Ju, a scalar in float64."""
-        return (ju * self.loss.hessian_product(self.z.detach(), ju)).double().sum() / len(self.z)
+        return (ju * self.loss.summed_hessian_product(self.z.detach(), self.labels, ju)).double().sum() / self.divisor
 
     def hessian(self, vector: list[Tensor]) -> list[Tensor]:
         """Hv: the residual stays attached to the parameters."""

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from nme.curvature import Curvature
-from nme.curvature.losses import CrossEntropy
 from nme.derivatives.activate import Activate
 from nme.derivatives.batch import Batch
+from nme.derivatives.losses import CrossEntropy
 
 SHARES = ("G", "N", "N_phi")
 COSINES = ("H", *SHARES)
