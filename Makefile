@@ -10,13 +10,14 @@ CORES ?= all
 SCALE ?=
 SEEDS ?=
 PYTEST ?=
+GPU ?=
 
 BIN := .venv/bin
 CONFIG = $(if $(SCALE)$(SEEDS),--config $(SCALE:%=scale=%) $(SEEDS:%=seeds=%)) --
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) $(CONFIG)
 REPORT = results/$(or $(SCALE),$(shell sed -n 's/^scale: *//p' config/config.yaml))/report.html
 
-.PHONY: figures all report publish test lint bench image lock schemas clean
+.PHONY: figures all report publish test lint bench gpu-check image lock schemas clean
 
 figures: .venv/installed
 	$(SNAKEMAKE) figures
@@ -43,6 +44,10 @@ lint: .venv/installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+# the GPU path (docs/gpu.md); GPU='--device cpu --quick' rehearses it without one
+gpu-check: .venv/installed
+	$(BIN)/python benchmarks/gpu.py $(GPU)
 
 bench: .venv/installed-dev
 	$(BIN)/pip install --quiet --editable '.[bench]'

@@ -242,6 +242,7 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
+    from nme.grid.measured_steps import measured_steps
     from nme.grid.plan import plan
 
     project = _project(config, scale)
@@ -253,7 +254,9 @@ def plan(
     table.add_column("figure")
     for heading in ("jobs", "members", "steps", "core-hours", "GPU-hours", "GB RAM", "GB disk"):
         table.add_column(heading, justify="right")
-    table.caption = "hours on cores or on GPUs, estimated from counted operations; figures share trainings"
+    card = measured_steps().card
+    measured = f", on GPUs from steps measured on {card} where there are any" if card else ""
+    table.caption = f"hours on cores or on GPUs, estimated from counted operations{measured}; figures share trainings"
     for name, cost in found.items():
         hours = (f"{h:.2f}" if h < 10 else f"{h:,.0f}" for h in cost.hours.values())
         sizes = (f"{cost.memory_mb / 1000:g}", f"{cost.disk_mb / 1000:.2f}")
@@ -295,6 +298,11 @@ def main() -> None:
         code, message = TEMPORARY_FAILURE, f"nme: {stop}"
     except OSError as error:
         code, message = 1, f"nme: error: {error.filename or 'writing'}: {error.strerror or error}"
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which may not be imported
+            raise
+        what = ". ".join(str(error).split(". ")[:2])
+        code, message = 1, f"nme: error: the GPU's memory is full ({what}). Set a smaller micro_batch"
     else:
         return
     rank = os.environ.get("RANK", "0")  # several processes all stop together

@@ -160,6 +160,24 @@ def run(monkeypatch, capsys, tmp_path):
     return call
 
 
+def test_a_full_gpu_gives_one_sentence(run, monkeypatch):
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …")
+
+    monkeypatch.setattr(cli, "app", full)
+    where = "CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert run() == (1, "", f"nme: error: the GPU's memory is full ({where}). Set a smaller micro_batch\n")
+
+
+def test_a_mistake_of_the_code_keeps_its_traceback(run, monkeypatch):
+    def wrong():
+        raise RuntimeError("expected scalar type Float")
+
+    monkeypatch.setattr(cli, "app", wrong)
+    with pytest.raises(RuntimeError, match="scalar type"):
+        run()
+
+
 OUT = "out/result.x"
 VERBS = {
     "prepare": ["--output", OUT],

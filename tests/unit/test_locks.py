@@ -8,7 +8,7 @@ import time
 import pytest
 
 from nme.outputs.locks import at_work, lock_of, one_at_a_time
-from nme.runtime.device import take_place
+from nme.runtime.device import take_places
 
 FORK = multiprocessing.get_context("fork")
 
@@ -91,8 +91,9 @@ def test_many_processes_take_turns(tmp_path):
     assert number.read_text() == "20"
 
 
-def places(folder, identifiers, queue, leave):
-    queue.put(take_place(identifiers, folder))
+def places(folder, identifiers, queue, leave, count=1):
+    found = take_places(count, identifiers, folder)
+    queue.put(found[0] if count == 1 else found)
     until(leave)
 
 
@@ -114,4 +115,19 @@ def test_processes_are_spread_over_the_gpus(tmp_path):
     assert other == 0, "it sees another GPU"
     leave.touch()
     for process in (*processes, one_more, also):
+        process.join(30)
+
+
+def test_jobs_with_several_gpus_get_different_ones(tmp_path):
+    queue, leave = FORK.Queue(), tmp_path / "leave"
+
+    def start(count):
+        process = FORK.Process(target=places, args=(tmp_path, list("abcde"), queue, leave, count))
+        process.start()
+        return queue.get(timeout=30), process
+
+    found, processes = zip(*(start(count) for count in (2, 2, 3)), strict=True)
+    assert found == ([0, 1], [2, 3], [4, 0, 1])
+    leave.touch()
+    for process in processes:
         process.join(30)

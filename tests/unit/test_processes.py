@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from nme.config.scale import Recipe
 from nme.data.in_memory import Data
 from nme.errors import NmeError
 from nme.methods import METHODS
-from nme.runtime import processes
+from nme.runtime import device, processes
 from nme.runtime.random_streams import stream
 from nme.training.member import Job, Member
 
@@ -86,6 +87,19 @@ def test_shares_are_all_of_it(world, monkeypatch):
         seen += [processes.share(6)]
     assert [i for share in seen for i in share] == list(range(6))
     assert max(map(len, seen)) - min(map(len, seen)) <= 1
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "2,3"), ("4,5,6,7", "6,7")])
+def test_a_jobs_processes_see_gpus_of_their_own(before, after, monkeypatch, tmp_path):
+    """The first two GPUs have another job."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=f"uuid-{i}"))
+    monkeypatch.setattr(device.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(device, "_places", [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before or "")  # undone at the end of the test
+    device.take_places(2, [f"uuid-{i}" for i in range(4)], tmp_path)
+    device.reserve_gpus(2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == after
 
 
 def test_another_number_of_processes_than_the_recipes_is_an_error(monkeypatch):

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import embedding_bag
 
+from nme.runtime.transfer import send
+
 TRIES = 10
 SCALE = (0.08, 1.0)  # part of the image's area
 RATIO = (3 / 4, 4 / 3)  # width over height
@@ -117,7 +119,7 @@ def crop_and_flip(images: Tensor, stream: torch.Generator, of: tuple[int, int] |
     total, first = of or (n, 0)
     pad = height // 8
     choices = torch.randint(2 * pad + 1, (2, total), generator=stream), torch.rand(total, generator=stream) < 0.5
-    (top, left), flip = (c[..., first : first + n].to(images.device) for c in choices)
+    (top, left), flip = (send(c[..., first : first + n], images.device) for c in choices)
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = left[:, None] + torch.arange(width, device=images.device)
     columns = torch.where(flip[:, None], columns.flip(1), columns)

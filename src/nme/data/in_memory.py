@@ -9,6 +9,7 @@ from torch import Tensor
 from nme.data.augment import crop_and_flip
 from nme.data.examples import Examples, Split
 from nme.derivatives.batch import Batch
+from nme.runtime.transfer import send
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Data(Split):
     def fetch(self, indices: Sequence[Tensor]) -> Iterator[Examples]:
         """Yield the examples of each batch in turn."""
         for chosen in indices:
-            chosen = chosen.to(self.labels.device)
+            chosen = send(chosen, self.labels.device)
             yield Examples(self.inputs.index_select(0, chosen), self.labels.index_select(0, chosen))
 
     def augmented(

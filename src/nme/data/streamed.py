@@ -25,6 +25,7 @@ from nme.data.prepared import SHARDED_FILES, sha256
 from nme.derivatives.batch import Batch
 from nme.errors import NmeError
 from nme.runtime import processes
+from nme.runtime.transfer import send
 
 BUFFER_SHARDS = 16
 """Shards whose rows are mixed: with 1,000 images of 30 kB each, half a gigabyte for the system to cache."""
@@ -76,7 +77,7 @@ class Streamed(Split):
         )
         for batch, (inputs, sizes) in zip(indices, loader, strict=True):
             inputs, sizes = (tensor.to(device, non_blocking=True) for tensor in (inputs, sizes))
-            yield Examples(inputs, self.labels[batch.to(device)], sizes)
+            yield Examples(inputs, self.labels[send(batch, device)], sizes)
 
     def augmented(
         self, examples: Examples, augment: str, stream: torch.Generator, of: tuple[int, int] | None = None
@@ -95,7 +96,7 @@ class Streamed(Split):
         if augment == "resized_crop_flip":
             total, first = of or (n, 0)
             draws = torch.rand(total, DRAWS, generator=stream, dtype=torch.float64)[first : first + n]
-            boxes, flip = random_boxes(sizes, draws.to(device))
+            boxes, flip = random_boxes(sizes, send(draws, device))
         else:
             boxes, flip = central_boxes(sizes), torch.zeros(n, dtype=torch.bool, device=device)
         return resized_crops(examples.inputs, boxes, flip, self.resolution, self.mean, self.std)

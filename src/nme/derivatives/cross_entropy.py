@@ -36,7 +36,9 @@ def softmax_hessian_product(logits: Tensor, vector: Tensor) -> Tensor:
 def draw_labels(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Labels ŷ_i ~ Cat(softmax z_i), shape (b,), where the distribution function passes ``uniforms``, (b,) in [0, 1).
 
-    If logits are NaN, the label is class 0; the loss is NaN anyway. See docs/theory.md, §6.8.
+    If logits are NaN, the label is class 0; the loss is NaN anyway. Computed on the device of the logits, without
+    waiting for it. See docs/theory.md, §6.8.
     """
-    cumulative = logits.double().softmax(1).cpu().cumsum(1)  # on GPUs its last bits may differ from run to run
-    return (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(1).to(logits.device)
+    cumulative = logits.double().softmax(1).cumsum(1)  # the same bits in each run with deterministic algorithms
+    uniforms = uniforms.to(logits.device, non_blocking=True)
+    return (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(1)

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nme.runtime.transfer import send
+
 
 @contextmanager
 def displaced(parameters: list[nn.Parameter], displacement: list[Tensor], times: float = 1) -> Iterator[None]:
@@ -30,23 +32,34 @@ def rademacher(parameters: list[nn.Parameter], stream: torch.Generator) -> list[
     """Draw a probe u with independent entries ±1 for each parameter; E u uᵀ = I. Each random bit is used."""
     count = sum(p.numel() for p in parameters)
     octets = torch.randint(256, (-(-count // 8),), generator=stream, dtype=torch.uint8)
-    bits = torch.from_numpy(np.unpackbits(octets.numpy(), count=count))
+    if parameters[0].device.type == "cpu":
+        bits = torch.from_numpy(np.unpackbits(octets.numpy(), count=count))
+    else:  # unpacked on the device: a thirty-second of the bytes are copied, and the CPU has little to do
+        bits = unpacked(send(octets, parameters[0].device))[:count]
     return _shaped(parameters, bits.float().mul_(2).sub_(1))
+
+
+def unpacked(octets: Tensor) -> Tensor:
+    """The bits of bytes, on their device, in the order of ``numpy.unpackbits``: (n,) ↦ (8 n,), uint8."""
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=octets.device)
+    return octets[:, None].bitwise_right_shift(places).bitwise_and_(1).flatten()
 
 
 def normal(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tensor]:
     """Draw a probe ε ~ N(0, I)."""
-    return _shaped(parameters, torch.randn(sum(p.numel() for p in parameters), generator=stream))
+    entries = torch.randn(sum(p.numel() for p in parameters), generator=stream)
+    return _shaped(parameters, send(entries, parameters[0].device))
 
 
 def _shaped(parameters: list[nn.Parameter], entries: Tensor) -> list[Tensor]:
-    parts = entries.to(parameters[0]).split([p.numel() for p in parameters])
+    parts = entries.to(parameters[0].dtype).split([p.numel() for p in parameters])
     return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
 
 
 def uniform(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
-    """Draw numbers from [0, 1), float64, on the CPU."""
-    return torch.rand(shape, generator=stream, dtype=torch.float64)
+    """Draw numbers from [0, 1), float64, on the CPU; in pinned memory if the process computes on a GPU."""
+    pinned = torch.cuda.is_initialized()  # a copy to the GPU then waits for nothing
+    return torch.rand(shape, generator=stream, dtype=torch.float64, pin_memory=pinned)
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 A training step costs its method's number of gradients (``Method.gradients``), and a gradient costs three forward
 passes, whose floating-point operations are counted on the recipe's network. ``SPEED`` turns operations into seconds.
 The CPU's speed was measured on one core of a laptop-class processor; the GPU's is a guess, half the dense float32 speed
-of a data-centre GPU. ``FASTER``, also a guess, is the gain of a shorter ``precision`` there.
+of a data-centre GPU. ``FASTER``, also a guess, is the gain of a shorter ``precision`` there. Both guesses yield to step
+times measured on a GPU (``nme.grid.measured_steps``), for networks that have them.
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from nme.config.project import Project
 from nme.config.scale import Measurement, Recipe, Scale
 from nme.grid import cells
 from nme.grid.cells import Cell, measurements, training_jobs
+from nme.grid.measured_steps import MeasuredSteps, measured_steps
 from nme.grid.paths import figures_read
 from nme.methods import METHODS
 
@@ -86,6 +88,7 @@ class Estimate:
 
     def __init__(self, project: Project, device: str):
         self.project, self.speed = project, SPEED[device]
+        self.steps = measured_steps() if device == "cuda" else MeasuredSteps([])
         self.kept = measurements(project)
         self.networks = {name: network_of(project.scale, recipe) for name, recipe in project.scale.recipes.items()}
         faster = FASTER if device == "cuda" else dict.fromkeys(FASTER, 1)
@@ -96,15 +99,19 @@ class Estimate:
         """Seconds of a training job."""
         scale = self.project.scale
         recipe, operations = scale.recipes[cell.recipe], self.networks[cell.recipe][0]
-        steps = (
-            steps_of(scale, recipe)
-            * self._gradient(cell, self.operations[cell.recipe])
-            * METHODS.parse(cell.method).gradients
-        )
         tested = scale.datasets[recipe.dataset].test or scale.dataset_kind(recipe.dataset).counts[1]
-        return len(seeds) * (
-            steps + -(-recipe.epochs // recipe.test_epochs) * tested * operations / self.operations[cell.recipe]
-        )
+        tested *= -(-recipe.epochs // recipe.test_epochs)
+        step, forward = self._measured(recipe, cell.method), self._measured(recipe, "sgd")
+        if step is None or forward is None:
+            step = self._gradient(cell, self.operations[cell.recipe]) * METHODS.parse(cell.method).gradients
+            testing = tested * operations / self.operations[cell.recipe]
+        else:
+            testing = tested * forward / recipe.batch_size / 3
+        return len(seeds) * (steps_of(scale, recipe) * step + testing)
+
+    def _measured(self, recipe: Recipe, method: str) -> float | None:
+        """Measured seconds of a step, on a GPU, if there are any."""
+        return self.steps.seconds(recipe, self.project.scale.input_shape(recipe), method)
 
     def measuring(self, cell: Cell, seeds: range) -> float:
         """Seconds of the job that measures a training job's snapshots."""

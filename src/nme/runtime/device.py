@@ -44,12 +44,27 @@ def prepare_device(name: str, threads: int, precision: str = "fp32") -> torch.de
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     if not present or name == "cpu":
         return torch.device("cpu")
-    identifiers = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
-    place = take_place(identifiers, Path(tempfile.gettempdir()))
-    # The processes of one job take one GPU each.
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", place)))
+    if "LOCAL_RANK" in os.environ:  # one of the processes of a job: each has its own of the GPUs that the job sees
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    else:
+        device = torch.device("cuda", take_places(1, _identifiers(), Path(tempfile.gettempdir()))[0])
     torch.cuda.set_device(device)
     return device
+
+
+def reserve_gpus(processes: int) -> None:
+    """Let the child processes of this one see only as many GPUs as there are of them: those with the fewest processes.
+
+    Otherwise the jobs of a machine with many GPUs would all take the first ones.
+    """
+    places = take_places(processes, _identifiers(), Path(tempfile.gettempdir()))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[place] for place in sorted(places))
+
+
+def _identifiers() -> list[str]:
+    return [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
 
 
 def _keep_freed_memory() -> None:
@@ -67,21 +82,28 @@ def _keep_freed_memory() -> None:
     mallopt(mmap_threshold, 32 * 2**20)  # the largest it takes
 
 
-def take_place(identifiers: list[str], folder: Path) -> int:
-    """Index of a GPU with the fewest processes; this process counts as one of them until it ends.
+def take_places(count: int, identifiers: list[str], folder: Path) -> list[int]:
+    """Indices of different GPUs with the fewest processes; this process counts as one on each until it ends.
 
     Args:
+        count: number of GPUs, at most as many as there are.
         identifiers: identifiers of the visible GPUs; two processes may see different GPUs.
         folder: local folder for the lock files, one file per place on a GPU.
     """
+    taken: list[int] = []
     place = 0
     while True:
         for index, identifier in enumerate(identifiers):
+            if index in taken:
+                continue
             file = (folder / f"nme-{os.getuid()}-{identifier}-{place}.lock").open("a")
-            if take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB) is not Lock.TAKEN:
-                _places.append(file)
-                return index
-            file.close()
+            if take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB) is Lock.TAKEN:
+                file.close()
+                continue
+            _places.append(file)
+            taken.append(index)
+            if len(taken) == count:
+                return taken
         place += 1
 
 

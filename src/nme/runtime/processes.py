@@ -17,6 +17,7 @@ import torch
 from torch import distributed
 
 from nme.errors import Interrupted, NmeError
+from nme.runtime.device import reserve_gpus
 
 STARTED = "RANK"  # torchrun and ``launch`` set it
 
@@ -61,11 +62,13 @@ def launch(processes: int, device: str, arguments: list[str], stopped: int) -> i
         monitor_interval=0.1,
     )
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # a cluster's warning
-    if device != "cpu" and torch.cuda.is_available() and torch.cuda.device_count() < processes:
+    if device != "cpu" and torch.cuda.is_available():
         found = torch.cuda.device_count()
-        raise NmeError(
-            f"the recipe's processes is {processes}, but this job sees {found} GPUs (allowed: up to {found})"
-        )
+        if found < processes:
+            raise NmeError(
+                f"the recipe's processes is {processes}, but this job sees {found} GPUs (allowed: up to {found})"
+            )
+        reserve_gpus(processes)
     try:
         elastic_launch(config, sys.executable)("-m", "nme.cli", *arguments)
     except ChildFailedError as error:
@@ -92,11 +95,19 @@ def join(processes: int, device: torch.device) -> Iterator[None]:
         yield
         return
     _end_with_parent()
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    start_group(device)
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def start_group(device: torch.device) -> None:
+    """Find the other processes, by the variables of ``torchrun``: NCCL for a GPU's tensors, gloo for those of CPUs."""
+    if device.type == "cuda":
+        distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    else:
+        distributed.init_process_group("gloo")
 
 
 def _end_with_parent() -> None:
@@ -144,8 +155,6 @@ def meet() -> None:
         distributed.barrier()
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
-    """True, in every process, if the flag is set in any of them."""
-    return (
-        bool(sum_over_processes(torch.tensor(float(flag), device=device)) > 0) if distributed.is_initialized() else flag
-    )
+def any_of(flag: bool) -> bool:
+    """True, in every process, if the flag is set in any of them. The CPUs exchange it: no GPU is waited for."""
+    return bool(sum_over_processes(torch.tensor(float(flag))) > 0) if distributed.is_initialized() else flag

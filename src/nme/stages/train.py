@@ -105,7 +105,7 @@ def train(
                 if row:
                     report(row)
                 # All processes stop after the same step; otherwise the remaining ones would wait forever.
-                stopped_by = processes.any_of(bool(stop.received), device) and (stop.received or "another process")
+                stopped_by = processes.any_of(bool(stop.received)) and (stop.received or "another process")
                 if first and (stopped_by or checkpoint.due()):
                     seconds = earlier + time.monotonic() - began
                     checkpoint.save({"rows": rows, "member": member.state(), "seconds": seconds, "devices": devices})
