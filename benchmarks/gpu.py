@@ -87,8 +87,8 @@ def _check(options: argparse.Namespace, began: float) -> int:
         session.add(part, "the whole part", "", "duration in s", time.monotonic() - now)
         report.write(session)
     files = report.write(session)
-    title = "PyTorch {torch} on {device}".format(**report.facts(session)) + (" (quick)" if options.quick else "")
-    print(report.table(session.rows, title))
+    title = "PyTorch {torch} on {device}".format(**report.facts(session))
+    print(report.table(session.rows, f"{title}\n{report.REHEARSAL}" if options.quick else title))
     print("\nall numbers:", *files)
     return 1 if session.failed else 0
 

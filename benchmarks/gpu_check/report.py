@@ -13,6 +13,10 @@ from nme.methods import METHODS
 from nme.runtime.device import device_name
 
 STEPS = Path(__file__).parents[2] / "src" / "nme" / "grid" / "gpu_steps.json"
+REHEARSAL = (
+    "A rehearsal: tiny networks stand in for those named, 'compiled' steps are not compiled, images are random unless\n"
+    "--data is given, and no time or accuracy means anything."
+)
 COLUMNS = ("part", "network", "case", "quantity", "value", "bar", "ok", "note")
 
 
