@@ -50,6 +50,10 @@ class Loss:
         """(∇²_z S) v in the shape of z."""
         raise NotImplementedError
 
+    def target(self, output: Tensor, target: Tensor) -> Tensor:
+        """The target in the form that PyTorch's loss takes: class indices as int64, the rest in the output's dtype."""
+        return target
+
     def check(self, output: Tensor, target: Tensor) -> None:
         """Raise unless the target fits the output; reads the target's values, unlike the other functions.
 

@@ -36,6 +36,10 @@ class _Entrywise(Loss):
         self._same_shape(output, target)
         return output.numel() if self.reduction == "mean" else 1
 
+    def target(self, output: Tensor, target: Tensor) -> Tensor:
+        """The target in the output's dtype."""
+        return self._same_shape(output, target)
+
     def check(self, output: Tensor, target: Tensor) -> None:
         """Raise unless the target has the output's shape.
 
@@ -45,6 +49,8 @@ class _Entrywise(Loss):
         self._same_shape(output, target)
 
     def _same_shape(self, output: Tensor, target: Tensor) -> Tensor:
+        if not isinstance(target, Tensor):
+            raise NmeError(f"the target is {type(target).__name__} (allowed: a tensor)")
         if target.shape != output.shape:
             raise NmeError(f"the target has shape {tuple(target.shape)} (allowed: {tuple(output.shape)})")
         return target.to(output.dtype)

@@ -108,6 +108,11 @@ class CrossEntropy(Loss):
         own = self.class_weights.to(y.device, torch.float64)[y]
         return float((own if counted is None else own * counted).sum())
 
+    def target(self, output: Tensor, target: Tensor) -> Tensor:
+        """Class indices, int64, or probabilities in the output's dtype."""
+        y = self._labels(output, target)
+        return y.to(output.dtype) if y.is_floating_point() else y
+
     def check(self, output: Tensor, target: Tensor) -> None:
         """Raise unless the target fits the output.
 
@@ -128,6 +133,8 @@ class CrossEntropy(Loss):
 
     def _labels(self, output: Tensor, target: Tensor) -> Tensor:
         """Class indices (B, d...), int64, or probabilities in the shape of the output."""
+        if not isinstance(target, Tensor):
+            raise NmeError(f"the target is {type(target).__name__} (allowed: a tensor)")
         classes = _classes(output)
         positions = output.shape[:1] + output.shape[2:] if output.dim() > 1 else torch.Size()
         if target.shape == output.shape and (target.is_floating_point() or (output.dim() > 1 and classes > 1)):
