@@ -548,7 +548,7 @@ class TestTheModelIsLeftAlone:
         curvature = Curvature(model, CROSS_ENTROPY, wrong, batch_norm=batch_norm)
         v = vectors_of(curvature.size, 1)[:, 0]
         arguments = {"gradient": (), "quadratic_forms": ([v],)}.get(call, (v,))
-        with pytest.raises(NmeError, match="forward pass fails: .*shapes cannot be multiplied"):
+        with pytest.raises(NmeError, match=r"forward pass fails: .*shapes cannot be multiplied"):
             getattr(curvature, call)(*arguments)
         assert same(everything_of(model), before)
 

@@ -90,7 +90,9 @@ def same_as_plain(
         output, target = network.plain(batch)
         target = moved(target)
         value = loss.value(output, target)
-        gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True)
+        _finite(value)
+        with network.prepared():  # a backward pass may compute parts of the model again
+            gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True)
     limit = tolerance(network.dtype)
     if isinstance(given, nn.Module) and type(loss) in (CrossEntropy, SquaredError, BinaryCrossEntropy):
         target = loss.target(output, target)
@@ -109,6 +111,11 @@ def same_as_plain(
             )
 
 
+def _finite(loss: Tensor) -> None:
+    if not bool(torch.isfinite(loss)):
+        raise NmeError(f"the loss is {float(loss):g} (expected a finite number); are there NaN in data or parameters?")
+
+
 def repeatable_and_symmetric(first: Pass, second: Pass, u: Tensor, v: Tensor, dtype: torch.dtype) -> None:
     """Raise unless two passes over the data, with u and with v, show one symmetric operator.
 
@@ -117,8 +124,7 @@ def repeatable_and_symmetric(first: Pass, second: Pass, u: Tensor, v: Tensor, dt
     """
     gradient, loss, again, other = first.gradient, first.loss, second.gradient, second.loss
     limit = tolerance(dtype)
-    if not torch.isfinite(loss):
-        raise NmeError(f"the loss is {float(loss):g} (expected a finite number); are there NaN in data or parameters?")
+    _finite(loss)
     if not all(torch.isfinite(part).all() for part in (*first, *second)):
         raise NmeError("the derivatives are not all finite (is there a square root, logarithm or division at 0?)")
     moved = (gradient - again).norm() > limit * gradient.norm() + 1e-30

@@ -147,7 +147,7 @@ class AnyLoss(Loss):
             value = self.value(z, target)
             if not value.requires_grad:
                 raise NmeError("the loss does not depend on the model's output by operations that autograd records")
-            (r,) = torch.autograd.grad(value, z, create_graph=True, materialize_grads=True)
+            r = _derivative(value, z, create_graph=True)
         return r
 
     def hessian_product(self, output: Tensor, target: Tensor, vector: Tensor) -> Tensor:
@@ -158,8 +158,7 @@ class AnyLoss(Loss):
             r = self.residual(z, target)
             if not r.requires_grad:
                 return torch.zeros_like(vector)
-            options = {"create_graph": further, "materialize_grads": True}
-            (product,) = torch.autograd.grad((r * vector).sum(), z, **options)
+            product = _derivative((r * vector).sum(), z, create_graph=further)
         return product
 
     def summed_residual(self, output: Tensor, target: Tensor) -> Tensor:
@@ -177,6 +176,15 @@ class AnyLoss(Loss):
     def weight(self, output: Tensor, target: Tensor) -> Number:
         """Number of examples; 1 for reduction 'sum'."""
         return len(output) if self.reduction == "mean" and output.dim() else 1
+
+
+def _derivative(value: Tensor, z: Tensor, create_graph: bool) -> Tensor:
+    try:
+        return torch.autograd.grad(value, z, create_graph=create_graph, materialize_grads=True)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        raise NmeError(f"the loss cannot be differentiated: {str(error).strip().splitlines()[0]}") from error
 
 
 FUNCTIONS: dict[Callable, Callable[..., nn.Module]] = {
