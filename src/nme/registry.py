@@ -113,13 +113,18 @@ class Registry(dict[str, Any]):
             if key in seen:
                 raise NmeError(f"{self.what} '{text}': parameter '{key}' is given twice")
             seen.add(key)
-            values[key] = self._value(text, key, value, known[key])
+            values[key] = self.value_of(text, key, value, known[key])
         missing = [key for key, value in values.items() if value is None]
         if missing:
             raise NmeError(f"{self.what} '{text}' needs a value for '{missing[0]}', as in '{name}-{missing[0]}=1'")
         return self[name](**values)
 
-    def _value(self, text: str, key: str, value: str, parameter: Parameter) -> float:
+    def value_of(self, text: str, key: str, value: float | str, parameter: Parameter) -> float:
+        """The value of a parameter, checked.
+
+        Raises:
+            NmeError: not allowed.
+        """
         try:
             real = float(number(value))
         except NmeError as error:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
 from nme.derivatives.batch import Batch
-from nme.derivatives.cross_entropy import cross_entropy
 from nme.derivatives.losses import Loss
-from nme.derivatives.products import logits_of, pairing
-from nme.derivatives.running_statistics import frozen_statistics
+from nme.derivatives.products import evaluated, pairing
+from nme.derivatives.running_statistics import elementary_batch_norm, frozen_statistics
 
 
 def quadratic_form_by_double_backward(
@@ -26,13 +21,13 @@ def quadratic_form_by_double_backward(
         batch: inputs and labels, in one part.
         parameters: θ.
         vector: u, one tensor per parameter.
-        loss: of output and labels; None: cross-entropy, mean.
+        loss: of output and labels; None: the batch's.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with frozen_statistics(model), _elementary_batch_norm(model), sdpa_kernel(SDPBackend.MATH):
-        z = logits_of(model, batch.inputs)
-        value = cross_entropy(z, batch.labels) if loss is None else loss.value(z, batch.labels)
+    with frozen_statistics(model), elementary_batch_norm(model), sdpa_kernel(SDPBackend.MATH):
+        z, target = evaluated(model, batch)
+        value = (loss or batch.loss).value(z, target)
         options = {"create_graph": True, "materialize_grads": True}
         gradient = torch.autograd.grad(value, parameters, **options)
         pairs = [(g, u) for g, u in zip(gradient, vector, strict=True) if g.requires_grad]
@@ -40,29 +35,3 @@ def quadratic_form_by_double_backward(
             return torch.zeros_like(value)
         product = torch.autograd.grad(pairing(*map(list, zip(*pairs, strict=True))), parameters, **options)
     return torch.stack([(h * u).sum() for h, u in zip(product, vector, strict=True)]).sum()
-
-
-@contextmanager
-def _elementary_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Inside, batch norm in train mode computes with elementary operations: PyTorch's third derivatives are wrong."""
-    kinds = (nn.modules.batchnorm._BatchNorm,)
-    layers = [m for m in model.modules() if isinstance(m, kinds) and (m.training or m.running_mean is None)]
-    layers = [layer for layer in layers if "forward" not in vars(layer) and _is_plain(layer)]
-    try:
-        for layer in layers:
-            layer.forward = partial(_normalised, layer)
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    return type(layer).__module__ in ("torch.nn.modules.batchnorm", "nme.derivatives.batch_norm")
-
-
-def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
-    others, column = [d for d in range(x.dim()) if d != 1], (1, -1, *(1 for _ in x.shape[2:]))
-    centred = x - x.mean(others, keepdim=True)
-    normal = centred * (centred.square().mean(others, keepdim=True) + layer.eps).rsqrt()
-    return normal if layer.weight is None else normal * layer.weight.view(column) + layer.bias.view(column)

@@ -24,12 +24,12 @@ from torch.nn import functional
 
 from nme.activations import Activation
 from nme.derivatives.activate import Activate
-from nme.derivatives.batch import Batch
+from nme.derivatives.batch import CROSS_ENTROPY, Batch
 from nme.derivatives.batch_norm import BatchNorm1d, BatchNorm2d
 from nme.derivatives.convolutions import Conv1d, Conv2d
 from nme.derivatives.cross_entropy import softmax_hessian_product
 from nme.derivatives.double_backward import quadratic_form_by_double_backward
-from nme.derivatives.losses import Loss
+from nme.derivatives.losses import AnyLoss, Loss
 from nme.derivatives.products import logits_of
 
 RULES: dict[type[nn.Module], Callable] = {}
@@ -116,11 +116,15 @@ def quadratic_form(model: nn.Module, batch: Batch, vector: list[Tensor], loss: L
             running statistics are not touched.
         batch: inputs and labels, in one part.
         vector: u, one tensor per parameter with a gradient, in the model's order.
-        loss: of output and labels; None: cross-entropy, mean.
+        loss: of output and labels; None: the batch's.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     z = None
-    if all(_has_rule(layer) for layer in model.modules()):
+    if loss is None and batch.loss is not CROSS_ENTROPY:
+        loss = batch.loss
+    plain = batch.evaluation is None or (batch.evaluation.is_plain(model) and isinstance(batch.inputs, Tensor))
+    # A function of the user's may depend on parameters directly.
+    if plain and not isinstance(loss, AnyLoss) and all(_has_rule(layer) for layer in model.modules()):
         try:
             with _taylor_layers(model, {id(p): u for p, u in zip(parameters, vector, strict=True)}):
                 z = logits_of(model, Taylor(batch.inputs))
