@@ -70,7 +70,7 @@ class Method(Named):
         super().__init__(**values)
         self.strength = strength
         self.seed = seed
-        self._noise: torch.Generator | None = None
+        self._generator: torch.Generator | None = None
 
     def update(self, model: nn.Module, batch: AnyBatch, strength: Strength, noise: torch.Generator) -> Update:
         """Compute the direction of one step.
@@ -84,13 +84,13 @@ class Method(Named):
         raise NotImplementedError
 
     @property
-    def noise(self) -> torch.Generator:
+    def generator(self) -> torch.Generator:
         """Random stream of this method, on the CPU; save its ``get_state()`` to continue a training exactly."""
-        if self._noise is None:
+        if self._generator is None:
             import torch
 
-            self._noise = torch.Generator().manual_seed(self.seed)
-        return self._noise
+            self._generator = torch.Generator().manual_seed(self.seed)
+        return self._generator
 
     def backward(
         self,
@@ -149,7 +149,7 @@ class Method(Named):
         network, batch, parameters, autocast = prepared(model, loss, batches, forward, self.order, pieces)
         strength = self._strengths(parameters)
         with plain_mode(network, autocast):
-            step = self.update(network, batch, strength, noise or self.noise)
+            step = self.update(network, batch, strength, noise or self.generator)
         added_to_grad(parameters, step)
         return step
 
