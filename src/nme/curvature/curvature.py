@@ -75,7 +75,7 @@ class Curvature:
     def __init__(
         self,
         model: nn.Module,
-        loss: Callable | Loss,
+        loss: Callable[..., Any] | Loss,
         data: Any,
         parameters: Any = "*",
         dtype: torch.dtype | None = None,
@@ -250,7 +250,7 @@ class Curvature:
     def split(self, vector: Tensor) -> list[Tensor]:
         """A vector (P,) as one tensor per parameter."""
         # Contiguous: products with a strided vector may be rounded differently.
-        parts = vector.contiguous().split([p.numel() for p in self.parameters])
+        parts = vector.contiguous().split([p.numel() for p in self.parameters])  # type: ignore[no-untyped-call]
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
     # ------------------------------------------------------------ batches

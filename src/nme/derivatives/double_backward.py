@@ -35,12 +35,12 @@ def quadratic_form_by_double_backward(
     with frozen_statistics(model), _elementary_batch_norm(model), sdpa_kernel(SDPBackend.MATH), _ElementaryLayerNorm():
         z = logits_of(model, batch.inputs)
         value = cross_entropy(z, batch.labels) if loss is None else loss.value(z, batch.labels)
-        options = {"create_graph": True, "materialize_grads": True}
-        gradient = torch.autograd.grad(value, parameters, **options)
+        gradient = torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True)
         pairs = [(g, u) for g, u in zip(gradient, vector, strict=True) if g.requires_grad]
         if not pairs:
             return torch.zeros_like(value)
-        product = torch.autograd.grad(pairing(*map(list, zip(*pairs, strict=True))), parameters, **options)
+        paired = pairing([g for g, _ in pairs], [u for _, u in pairs])
+        product = torch.autograd.grad(paired, parameters, create_graph=True, materialize_grads=True)
     return torch.stack([(h * u).sum() for h, u in zip(product, vector, strict=True)]).sum()
 
 
@@ -76,7 +76,7 @@ def _elementary_batch_norm(model: nn.Module) -> Iterator[None]:
     layers = [layer for layer in layers if "forward" not in vars(layer) and _is_plain(layer)]
     try:
         for layer in layers:
-            layer.forward = partial(_normalised, layer)
+            layer.forward = partial(_normalised, layer)  # type: ignore[method-assign]
         yield
     finally:
         for layer in layers:
@@ -87,7 +87,7 @@ def _is_plain(layer: nn.Module) -> bool:
     return type(layer).__module__ in ("torch.nn.modules.batchnorm", "nme.derivatives.batch_norm")
 
 
-def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
+def _normalised(layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     others, column = [d for d in range(x.dim()) if d != 1], (1, -1, *(1 for _ in x.shape[2:]))
     centred = x - x.mean(others, keepdim=True)
     normal = centred * (centred.square().mean(others, keepdim=True) + layer.eps).rsqrt()
