@@ -331,7 +331,7 @@ class TestOrdinaryData:
 
     def test_compiled_models(self):
         model = mlp()
-        compiled = torch.compile(model, backend="eager")
+        compiled = nn.Sequential(torch.compile(model, backend="eager"))
         u = normal(Curvature(model, CE, (X, Y)).size)
         assert torch.equal(
             Curvature(compiled, CE, (X, Y)).products(u).hessian, Curvature(model, CE, (X, Y)).products(u).hessian

@@ -5,7 +5,6 @@ use the graph that was made there; ``steady`` protects them from the little that
 costs nothing where there is none of it.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from operator import is_
@@ -46,13 +45,11 @@ def fixed(model: nn.Module, batch_norm: str, device: torch.device, dtype: torch.
             issubclass(kind, nn.RNNBase) for kind in set(map(type, modules))
         ):  # fused kernels have no second derivative
             stack.enter_context(_unfused())
-        if "torch._dynamo" in sys.modules:  # a compiled model has no second derivative
+        if any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in modules):
+            # A compiled module has no second derivative.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        model.eval()
-        if batch_norm == "train":
-            for module in modules:
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.train()
+        for module in modules:
+            module.training = batch_norm == "train" and isinstance(module, nn.modules.batchnorm._BatchNorm)
         yield
 
 
