@@ -1,6 +1,7 @@
 """Data as users have them, as batches for a model: forms, micro-batches, and what cannot be used."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,8 @@ class Batches:
                 continue
             for at in range(0, examples, size):
                 part = slice(at, at + size)
-                yield mapped(inputs, lambda t, part=part: t[part]), target[part]
-                yield mapped(inputs, lambda t, part=part: t[part]), target[part]
+                yield mapped(inputs, itemgetter(part)), target[part]
+                yield mapped(inputs, itemgetter(part)), target[part]
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:

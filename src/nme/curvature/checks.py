@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nme.curvature.linearised import Linearised
-from nme.curvature.network import Network
+from nme.curvature.network import Network, brief
 from nme.derivatives.activate import Activate
 from nme.derivatives.losses import BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
 from nme.errors import NmeError
@@ -45,7 +45,7 @@ class Operator(Protocol):
 
 def vectors(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Two random vectors (P,), always the same ones."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     u, v = (torch.randn(size, generator=generator, device="cpu", dtype=torch.float32) for _ in range(2))
     return u.to(device), v.to(device)
 
@@ -92,7 +92,10 @@ def same_as_plain(
         value = loss.value(output, target)
         _finite(value)
         with network.prepared():  # a backward pass may compute parts of the model again
-            gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True)
+            try:
+                gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True)
+            except RuntimeError as error:
+                raise NmeError(f"the loss of the model cannot be differentiated: {brief(error)}") from error
     limit = tolerance(network.dtype)
     if isinstance(given, nn.Module) and type(loss) in (CrossEntropy, SquaredError, BinaryCrossEntropy):
         target = loss.target(output, target)
@@ -156,7 +159,7 @@ def derivative_of_gradient(exact: Operator) -> None:
     model = exact.network.model
     if any(isinstance(m, Activate) and not m.activation.genuine for m in model.modules()):
         return
-    v = torch.randn(exact.size, generator=torch.Generator().manual_seed(1), device="cpu").double().to(exact.device)
+    v = torch.randn(exact.size, generator=torch.Generator("cpu").manual_seed(1), device="cpu").double().to(exact.device)
     product = exact.hessian_product(v)
     at = [p.detach().clone() for p in exact.parameters]
     length = max(float(torch.cat([p.reshape(-1) for p in at]).norm()), 1.0) / float(v.norm())

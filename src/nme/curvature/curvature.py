@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,19 @@ from nme.curvature.network import Forward, Network
 from nme.curvature.surroundings import steady
 from nme.derivatives.losses import AnyLoss, Loss, loss_of
 from nme.errors import NmeError
+
+T = TypeVar("T")
+
+
+def steadily(function: Callable[..., T]) -> Callable[..., T]:
+    """Decorator of a method that computes: autocast, inference mode and TF32 have no effect on it."""
+
+    @wraps(function)
+    def computed(self: Curvature, *arguments: Any, **options: Any) -> T:
+        with steady(self.device):
+            return function(self, *arguments, **options)
+
+    return computed
 
 
 class Products(NamedTuple):
@@ -61,7 +75,7 @@ class Curvature:
     def __init__(
         self,
         model: nn.Module,
-        loss: Callable | Loss,
+        loss: Callable[..., Any] | Loss,
         data: Any,
         parameters: Any = "*",
         dtype: torch.dtype | None = None,
@@ -87,6 +101,7 @@ class Curvature:
         self._given, self._unchecked = loss, check
         self._kept: Linearised | None = None
 
+    @steadily
     def products(self, vectors: Tensor) -> Products:
         """Hv, Gv and Nv of one vector (P,) or of the columns of (P, K), sharing all forward work."""
         columns = self._columns(vectors)
@@ -111,6 +126,7 @@ class Curvature:
         """Nv of one vector (P,) or of the columns of (P, K), with the stable residual."""
         return self._accumulated(vectors, lambda batch, v: batch.nme_and_derivative(v)[0])
 
+    @steadily
     def nme_block_products(self, vectors: Tensor, masks: list[Tensor]) -> Tensor:
         """N_ll v_l of each block l and each column of (P, K), in one pass over the data; shape (P, K).
 
@@ -128,6 +144,7 @@ class Curvature:
                     total[:, k].add_(_flat(nv) * mask, alpha=scale)
         return total
 
+    @steadily
     def quadratic_forms(self, probes: Iterable[Tensor]) -> Products:
         """uᵀHu, uᵀGu and uᵀNu of each probe (P,), shape (K,) each, in float64; memory does not grow with K.
 
@@ -136,7 +153,7 @@ class Curvature:
         """
         probes = list(probes) if isinstance(probes, Iterator) else probes
         total: Tensor | None = None
-        pooled = torch.zeros((), dtype=torch.float64)  # Σ w over w of the first batch
+        pooled = 0.0  # Σ w over w of the first batch
         for scale, linearised in self._batches():
             forms = []  # numbers, since small tensors that stay keep malloc from reusing the space between them
             for probe in probes:
@@ -151,9 +168,10 @@ class Curvature:
             total = found if total is None else total + found
             pooled += scale
         assert total is not None
-        g, n = (total / pooled.item() if self.loss.reduction == "mean" else total).T
+        g, n = (total / pooled if self.loss.reduction == "mean" else total).T
         return Products(g + n, g, n)
 
+    @steadily
     def gradient(self) -> Tensor:
         """∇L, shape (P,), with the stable residual."""
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
@@ -161,6 +179,7 @@ class Curvature:
             total.add_(_flat([w.detach() for w in linearised.w]), alpha=scale)
         return total
 
+    @steadily
     def logits(self, inputs: Any) -> Tensor:
         """Output of the model f_θ(x), in the operators' dtype."""
         return self.network((inputs, None))[0]
@@ -190,6 +209,7 @@ class Curvature:
             self._unchecked, self._kept = True, None
             raise
 
+    @steadily
     def _pass(self, vector: Tensor, inspect: Callable[[Any, Linearised], None] | None = None) -> checks.Pass:
         """Products with a vector, gradient and loss, with every batch computed anew."""
         self._kept = None
@@ -230,11 +250,12 @@ class Curvature:
     def split(self, vector: Tensor) -> list[Tensor]:
         """A vector (P,) as one tensor per parameter."""
         # Contiguous: products with a strided vector may be rounded differently.
-        parts = vector.contiguous().split([p.numel() for p in self.parameters])
+        parts = vector.contiguous().split([p.numel() for p in self.parameters])  # type: ignore[no-untyped-call]
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
     # ------------------------------------------------------------ batches
 
+    @steadily
     def _accumulated(self, vectors: Tensor, product: Callable[[Linearised, list[Tensor]], list[Tensor]]) -> Tensor:
         columns = self._columns(vectors)
         total = torch.zeros_like(columns)
@@ -258,27 +279,26 @@ class Curvature:
         """
         if self._unchecked and inspect is None and self.device.type != "meta":
             self.check(thorough=False)
-        with steady(self.device):
-            if self._kept is not None:
-                yield 1.0, self._kept
-                return
-            first, pooled, count, linearised = 0.0, 0.0, 0, None
-            for batch in self.batches:
-                weight, linearised = self._linearised(batch)
-                if weight == 0:
-                    continue
-                if inspect is not None and not count:
-                    inspect(batch, linearised)
-                first, count = first or weight, count + 1
-                pooled += weight / first
-                yield weight / first, linearised
-            if linearised is None or not count:
-                raise NmeError("data has no examples" if linearised is None else "data has no labels that count")
-            if count == 1 and self.batches.in_memory:
-                self._kept = linearised
-            elif self.loss.reduction == "mean":
-                for total in totals:
-                    total.div_(pooled)
+        if self._kept is not None:
+            yield 1.0, self._kept
+            return
+        first, pooled, count, linearised = 0.0, 0.0, 0, None
+        for batch in self.batches:
+            weight, linearised = self._linearised(batch)
+            if weight == 0:
+                continue
+            if inspect is not None and not count:
+                inspect(batch, linearised)
+            first, count = first or weight, count + 1
+            pooled += weight / first
+            yield weight / first, linearised
+        if linearised is None or not count:
+            raise NmeError("data has no examples" if linearised is None else "data has no labels that count")
+        if count == 1 and self.batches.in_memory:
+            self._kept = linearised
+        elif self.loss.reduction == "mean":
+            for total in totals:
+                total.div_(pooled)
 
     def _linearised(self, batch: Any) -> tuple[float, Linearised]:
         output, target = self.network(batch)

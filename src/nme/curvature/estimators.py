@@ -130,7 +130,7 @@ def hutch_plus_plus(operator: Operator, products: int, generator: torch.Generato
         rest = probe.to(operator.device)
         rest = rest - basis @ (basis.T @ rest)
         samples.append(torch.dot(rest.double(), (operator @ rest).double()).item())
-    estimate = Estimate.of(torch.tensor(samples, dtype=torch.float64))
+    estimate = Estimate.of(torch.tensor(samples, dtype=torch.float64, device="cpu"))
     return Estimate(exact + estimate.value, estimate.error, estimate.samples)
 
 
@@ -152,7 +152,7 @@ def root_of_mean(squares: list[float]) -> Estimate:
     They are collected as numbers: small tensors that stay keep malloc from reusing the space between them, so that
     memory would grow with the probes.
     """
-    squared = Estimate.of(torch.tensor(squares, dtype=torch.float64))
+    squared = Estimate.of(torch.tensor(squares, dtype=torch.float64, device="cpu"))
     value = sqrt(squared.value)
     return Estimate(value, squared.error / (2 * value) if value > 0 else 0.0, squared.samples)
 

@@ -136,6 +136,7 @@ def extreme_eigenpairs(
     ritz = lanczos(operator, steps, start, keep_vectors=True)
     found = len(ritz.values)
     chosen = sorted({*range(min(smallest, found)), *range(max(found - largest, 0), found)})
+    assert ritz.vectors is not None
     values, vectors = ritz.values[chosen], ritz.vectors[:, chosen]
     vectors = vectors / torch.linalg.vector_norm(vectors, dim=0)
     misfit = (operator @ vectors).double() - vectors.double() * values.to(operator.device)

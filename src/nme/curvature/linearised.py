@@ -47,6 +47,7 @@ class Linearised:
     ):
         self.parameters, self.loss, self.z, self.target, self.divisor = parameters, loss, output, target, divisor
         self.passing = passing
+        self.curved = loss.curved(output.detach(), target, divisor)
         # Not divided yet, so that Jv comes by a multiplication, as the results that are kept were computed.
         self.r = loss.summed_residual(output.detach(), target).detach().requires_grad_()
 
@@ -66,10 +67,12 @@ class Linearised:
     def _gradients(self, scalar: Tensor, inputs: list[Tensor], create_graph: bool = False) -> list[Tensor]:
         if not scalar.requires_grad:
             return [torch.zeros_like(x) for x in inputs]
-        options = {"create_graph": True} if create_graph else {"retain_graph": True}
         with self.passing():
             try:
-                return list(torch.autograd.grad(scalar, inputs, materialize_grads=True, **options))
+                found = torch.autograd.grad(
+                    scalar, inputs, retain_graph=True, create_graph=create_graph, materialize_grads=True
+                )
+                return list(found)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, NotImplementedError) as error:
@@ -81,8 +84,7 @@ class Linearised:
         pairs = [(a, v) for a, v in zip(w, vector, strict=True) if a.requires_grad]
         if not pairs:
             return [torch.zeros_like(x) for x in inputs]
-        outputs, vectors = zip(*pairs, strict=True)
-        return self._gradients(pairing(outputs, vectors), inputs)
+        return self._gradients(pairing([a for a, _ in pairs], [v for _, v in pairs]), inputs)
 
     def nme_and_derivative(self, vector: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Nv, and Jv in the shape of the output, by one backward pass through w's graph."""
@@ -96,12 +98,12 @@ class Linearised:
 
     def gauss_newton(self, jv: Tensor) -> list[Tensor]:
         """Gv from Jv."""
-        pulled = self.loss.summed_hessian_product(self.z.detach(), self.target, jv) / self.divisor
+        pulled = self.curved(jv) / self.divisor
         return self._gradients(pairing([self.z], [pulled.detach()]), self.parameters)
 
     def gauss_newton_form(self, ju: Tensor) -> Tensor:
         """uᵀGu from Ju, a scalar in float64."""
-        curved = ju * self.loss.summed_hessian_product(self.z.detach(), self.target, ju)
+        curved = ju * self.curved(ju)
         return curved.double().sum() / self.divisor
 
     def hessian(self, vector: list[Tensor]) -> list[Tensor]:

@@ -96,19 +96,21 @@ class Network:
                 return self.model(**inputs), target
             return self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs), target
 
-        return functional_call(self._holder, self._holder.named(self._fresh()), (run,))
+        found: tuple[Any, Any] = functional_call(self._holder, self._holder.named(self._fresh()), (run,))
+        return found
 
     @contextmanager
     def copied_into_model(self) -> Iterator[dict[str, nn.Parameter]]:
         """Inside, the model's own parameters and buffers have the values of the copies, and their dtype."""
-        own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        trained = dict(self.model.named_parameters())
+        own: dict[str, Tensor] = {**trained, **dict(self.model.named_buffers())}
         before = {name: (t.data, t.requires_grad) for name, t in own.items()}
         try:
             for name, tensor in own.items():
                 tensor.data = self.state[name].detach().clone()
             for name in self.names:
                 own[name].requires_grad_(True)
-            yield {name: own[name] for name in self.names}
+            yield {name: trained[name] for name in self.names}
         finally:
             for name, tensor in own.items():
                 tensor.data, requires_grad = before[name]
@@ -206,7 +208,9 @@ def brief(error: BaseException) -> str:
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+        inner = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+        assert isinstance(inner, nn.Module)
+        model = inner
     return model
 
 
@@ -224,7 +228,7 @@ def _tensor_of(output: Any) -> Tensor:
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
         raise NmeError("the model has parameters without a shape (call it once)")
     with torch.inference_mode(False):
         return tensor.detach().to(dtype, copy=True) if tensor.is_floating_point() else tensor.detach().clone()

@@ -5,9 +5,10 @@ use the graph that was made there; ``steady`` protects them from the little that
 costs nothing where there is none of it.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,16 +41,15 @@ def fixed(model: nn.Module, batch_norm: str, device: torch.device, dtype: torch.
         stack.enter_context(_defaults(device, dtype))
         stack.enter_context(frozen_statistics(model))
         stack.enter_context(differentiated_twice())
-        if any(isinstance(module, nn.RNNBase) for module in modules):  # fused kernels have no second derivative
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # type: ignore[no-untyped-call]
-        if "torch._dynamo" in sys.modules:  # a compiled model has no second derivative
+        if any(
+            issubclass(kind, nn.RNNBase) for kind in set(map(type, modules))
+        ):  # fused kernels have no second derivative
+            stack.enter_context(_unfused())
+        if any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in modules):
+            # A compiled module has no second derivative.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        model.eval()
-        if batch_norm == "train":
-            for module in modules:
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.train()
+        for module in modules:
+            module.training = batch_norm == "train" and isinstance(module, nn.modules.batchnorm._BatchNorm)
         yield
 
 
@@ -71,8 +71,8 @@ def _steadied(kinds: set[str]) -> Iterator[None]:
         yield
 
 
-def _precisions() -> list[object]:
-    backends = torch.backends
+def _precisions() -> list[Any]:
+    backends: Any = torch.backends
     return [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul, backends.mkldnn.conv]
 
 
@@ -87,46 +87,62 @@ def _precise(device: torch.device) -> bool:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     parts = _precisions()
-    before = [part.fp32_precision for part in parts]  # type: ignore[attr-defined]
+    before = [part.fp32_precision for part in parts]
     try:
         for part in parts:
-            part.fp32_precision = "ieee"  # type: ignore[attr-defined]
+            part.fp32_precision = "ieee"
         yield
     finally:
         for part, own in zip(parts, before, strict=True):
-            part.fp32_precision = own  # type: ignore[attr-defined]
+            part.fp32_precision = own
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    own = torch._C._get_cudnn_enabled(), torch._C._get_mkldnn_enabled()
+    try:
+        torch._C._set_cudnn_enabled(False)
+        torch._C._set_mkldnn_enabled(False)
+        yield
+    finally:
+        torch._C._set_cudnn_enabled(own[0])
+        torch._C._set_mkldnn_enabled(own[1])
 
 
 @contextmanager
 def _defaults(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Inside, tensors are made on this device, in this dtype, and attention takes no fused path."""
-    own, fast = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()  # type: ignore[no-untyped-call]
+    own, fast = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()
     other = device.type != "meta" and torch.get_default_device() not in (device, torch.device("cpu"))
     try:
         torch.set_default_dtype(dtype)
-        torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call]
+        torch.backends.mha.set_fastpath_enabled(False)
         with device if other else nullcontext():
             yield
     finally:
         torch.set_default_dtype(own)
-        torch.backends.mha.set_fastpath_enabled(fast)  # type: ignore[no-untyped-call]
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager
 def _kept(modules: list[nn.Module]) -> Iterator[None]:
     """Outside, the modules have their own modes and attributes again; embeddings give dense gradients inside."""
-    modes = [module.training for module in modules]
+    before = [dict(vars(module)) for module in modules]
     embeddings = [m for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
-    attributes = [{name: t for name, t in vars(m).items() if isinstance(t, Tensor)} for m in modules]
     try:
         for embedding in embeddings:
             embedding.sparse = False
         yield
     finally:
-        for embedding in embeddings:
-            embedding.sparse = True
-        for module, training, own in zip(modules, modes, attributes, strict=True):
-            module.training = training
-            for name in [name for name, t in vars(module).items() if isinstance(t, Tensor) and name not in own]:
-                del vars(module)[name]
-            vars(module).update(own)
+        for module, own in zip(modules, before, strict=True):
+            now = vars(module)
+            if len(now) != len(own) or not all(map(is_, now.values(), own.values())):
+                _restore(now, own)
+
+
+def _restore(now: dict[str, object], own: dict[str, object]) -> None:
+    """Set mode and tensors among a module's attributes to what they were."""
+    for name in [name for name, value in now.items() if isinstance(value, Tensor) and name not in own]:
+        del now[name]
+    kept = {name: value for name, value in own.items() if isinstance(value, Tensor) or name in ("training", "sparse")}
+    now.update(kept)

@@ -107,7 +107,7 @@ def mean_and_error(values: list[float | None]) -> tuple[float | None, float]:
 
 
 def _norm(vector: Tensor) -> float:
-    return torch.linalg.vector_norm(vector, dtype=torch.float64).item()
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

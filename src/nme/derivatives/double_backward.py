@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from nme.derivatives.batch import Batch
+from nme.derivatives.elementary import ElementaryLayerNorm, elementary_batch_norm
 from nme.derivatives.losses import Loss
 from nme.derivatives.products import evaluated, pairing
-from nme.derivatives.running_statistics import elementary_batch_norm, frozen_statistics
+from nme.derivatives.running_statistics import frozen_statistics
 
 
 def quadratic_form_by_double_backward(
@@ -25,13 +26,13 @@ def quadratic_form_by_double_backward(
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with frozen_statistics(model), elementary_batch_norm(model), sdpa_kernel(SDPBackend.MATH):
+    with frozen_statistics(model), elementary_batch_norm(model), sdpa_kernel(SDPBackend.MATH), ElementaryLayerNorm():
         z, target = evaluated(model, batch)
         value = (loss or batch.loss).value(z, target)
-        options = {"create_graph": True, "materialize_grads": True}
-        gradient = torch.autograd.grad(value, parameters, **options)
+        gradient = torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True)
         pairs = [(g, u) for g, u in zip(gradient, vector, strict=True) if g.requires_grad]
         if not pairs:
             return torch.zeros_like(value)
-        product = torch.autograd.grad(pairing(*map(list, zip(*pairs, strict=True))), parameters, **options)
+        paired = pairing([g for g, _ in pairs], [u for _, u in pairs])
+        product = torch.autograd.grad(paired, parameters, create_graph=True, materialize_grads=True)
     return torch.stack([(h * u).sum() for h, u in zip(product, vector, strict=True)]).sum()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nme.derivatives.elementary import ElementaryLayerNorm
 from nme.errors import NmeError
 
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
@@ -69,6 +70,8 @@ class Evaluation:
             if self.autocast is not None:
                 # Without cache: it would keep casts of the parameters while a method displaces them.
                 stack.enter_context(torch.autocast(device.type, self.autocast, cache_enabled=False))
+            if self.order > 2:
+                stack.enter_context(ElementaryLayerNorm())
             if self.order > 1:
                 from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +126,7 @@ class AnyLoss(Loss):
         reduction: 'mean': losses of several batches are averaged, weighted by their numbers of examples; 'sum': added.
     """
 
-    def __init__(self, function: Callable, reduction: str = "mean"):
+    def __init__(self, function: Callable[..., Any], reduction: str = "mean"):
         self.function, self.reduction = function, known_reduction(reduction)
 
     def value(self, output: Tensor, target: Tensor) -> Tensor:
@@ -187,14 +188,14 @@ def _derivative(value: Tensor, z: Tensor, create_graph: bool) -> Tensor:
         raise NmeError(f"the loss cannot be differentiated: {str(error).strip().splitlines()[0]}") from error
 
 
-FUNCTIONS: dict[Callable, Callable[..., nn.Module]] = {
+FUNCTIONS: dict[Callable[..., Any], Callable[..., nn.Module]] = {
     functional.cross_entropy: nn.CrossEntropyLoss,
     functional.mse_loss: nn.MSELoss,
     functional.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
 }
 
 
-def loss_of(loss: Callable | Loss) -> Loss:
+def loss_of(loss: Callable[..., Any] | Loss) -> Loss:
     """The loss that a module or function computes.
 
     Args:

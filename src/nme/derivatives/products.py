@@ -21,14 +21,10 @@ from torch import Tensor, distributed, nn
 from torch.autograd import Function
 
 from nme.derivatives.batch import Batch, MicroBatches
+from nme.derivatives.elementary import elementary_batch_norm, has_wrong_third_derivative
 from nme.derivatives.losses import AnyLoss
 from nme.derivatives.modes import cotangents_only, differentiated_twice
-from nme.derivatives.running_statistics import (
-    RunningStatistics,
-    elementary_batch_norm,
-    frozen_statistics,
-    has_wrong_third_derivative,
-)
+from nme.derivatives.running_statistics import RunningStatistics, frozen_statistics
 from nme.errors import NmeError
 
 AnyBatch = Batch | MicroBatches
@@ -92,12 +88,12 @@ class Gradient(NamedTuple):
     Attributes:
         loss: L of the whole batch, a scalar without graph; (1/B) Σ ℓ(z_i, y_i) for cross-entropy.
         logits: z of this process's examples, shape (b, C), without graph; one tensor per part for ``MicroBatches``.
-        targets: of this process's parts.
         parameters: the parameters with a gradient, in the model's order.
         gradient: g = ∇L of the whole batch, one tensor per parameter, without graph.
         kept_logits: z with its graph, if requested and the process has a single part.
         kept_gradient: this part's g with its graph, if requested and the process has a single part.
         kept_jacobian: this part's J, where g = Jᵀ∂L/∂z, if requested and the process has a single part.
+        targets: of this process's parts.
         used: for each parameter, True if the loss depends on it.
         shares: of this process's parts in L; None: parts of equal size.
         weight: of L where losses are combined: the whole batch's number of examples, if the loss is their mean.
@@ -105,12 +101,12 @@ class Gradient(NamedTuple):
 
     loss: Tensor
     logits: Tensor | list[Tensor]
-    targets: list[Any]
     parameters: list[nn.Parameter]
     gradient: list[Tensor]
     kept_logits: Tensor | None = None
     kept_gradient: list[Tensor] | None = None
     kept_jacobian: Jacobian | None = None
+    targets: list[Any] = []  # noqa: RUF012
     used: list[bool] | None = None
     shares: list[float] | None = None
     weight: float = 1
@@ -206,7 +202,7 @@ def batch_gradient(
         kept["weight"] = batch.size if batch.evaluation is None else float(batch.loss.divisor(outputs[0], targets[0]))
     statistics.replace(means[len(parameters) :])
     joined = outputs if weighted else outputs[0] if one else torch.cat(outputs)
-    return Gradient(loss, joined, targets, parameters, means[: len(parameters)], used=used, **kept)
+    return Gradient(loss, joined, parameters, means[: len(parameters)], targets=targets, used=used, **kept)
 
 
 def _cotangent(part: Batch, z: Tensor, target: Any, loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from torch import Tensor, nn
 
@@ -51,40 +50,3 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
-
-
-@contextmanager
-def elementary_batch_norm(model: nn.Module | None) -> Iterator[None]:
-    """Inside, batch norm in train mode computes with elementary operations: PyTorch's third derivatives are wrong.
-
-    Running statistics are not updated. Model None: nothing changes.
-    """
-    layers = [] if model is None else [m for m in model.modules() if _in_train_mode(m) and _is_plain(m)]
-    try:
-        for layer in layers:
-            layer.forward = partial(_normalised, layer)  # type: ignore[method-assign]
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def has_wrong_third_derivative(model: nn.Module) -> bool:
-    """True if a batch norm of PyTorch's own is in train mode."""
-    return any(_in_train_mode(m) and type(m).__module__ == "torch.nn.modules.batchnorm" for m in model.modules())
-
-
-def _in_train_mode(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None)
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    own = type(layer).__module__ in ("torch.nn.modules.batchnorm", "nme.derivatives.batch_norm")
-    return own and "forward" not in vars(layer)
-
-
-def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
-    others, column = [d for d in range(x.dim()) if d != 1], (1, -1, *(1 for _ in x.shape[2:]))
-    centred = x - x.mean(others, keepdim=True)
-    normal = centred * (centred.square().mean(others, keepdim=True) + layer.eps).rsqrt()
-    return normal if layer.weight is None else normal * layer.weight.view(column) + layer.bias.view(column)

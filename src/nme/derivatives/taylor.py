@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from nme.derivatives.double_backward import quadratic_form_by_double_backward
 from nme.derivatives.losses import AnyLoss, Loss
 from nme.derivatives.products import logits_of
 
-RULES: dict[type[nn.Module], Callable] = {}
+RULES: dict[type[nn.Module], Callable[..., Any]] = {}
 
 
 class NoRuleError(Exception):
@@ -65,7 +65,8 @@ class Taylor:
 
     def map(self, linear: Callable[[Tensor], Tensor]) -> Taylor:
         """A linear function of the tensor."""
-        return Taylor(*(None if part is None else linear(part) for part in (self.value, self.first, self.second)))
+        first, second = (None if part is None else linear(part) for part in (self.first, self.second))
+        return Taylor(linear(self.value), first, second)
 
     def __getattr__(self, name: str) -> NoReturn:
         """Anything else that a tensor has."""
@@ -74,8 +75,7 @@ class Taylor:
     def __add__(self, other: Taylor) -> Taylor:
         if not isinstance(other, Taylor):
             raise NoRuleError("sum with a constant")
-        pairs = zip(self.parts, other.parts, strict=True)
-        return Taylor(*(_sum(a, b) for a, b in pairs))
+        return Taylor(self.value + other.value, _sum(self.first, other.first), _sum(self.second, other.second))
 
     def __mul__(self, other: Taylor) -> Taylor:
         """The product rule, twice."""
@@ -92,11 +92,14 @@ class Taylor:
         return self.value, self.first, self.second
 
     @classmethod
-    def __torch_function__(cls, function, types, arguments=(), options=None):
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, arguments: tuple[Any, ...] = (), options: Any = None
+    ) -> Taylor:
         """What a model does between its layers, if it is linear: ``torch.flatten``, say."""
         if function is not torch.flatten:
             raise NoRuleError(function.__name__)
-        taylor, *rest = arguments
+        taylor: Taylor = arguments[0]
+        rest = arguments[1:]
         return taylor.map(lambda part: function(part, *rest, **(options or {})))
 
 
@@ -119,7 +122,7 @@ def quadratic_form(model: nn.Module, batch: Batch, vector: list[Tensor], loss: L
         loss: of output and labels; None: the batch's.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    z = None
+    z: Any = None
     if loss is None and batch.loss is not CROSS_ENTROPY:
         loss = batch.loss
     plain = batch.evaluation is None or (batch.evaluation.is_plain(model) and isinstance(batch.inputs, Tensor))
@@ -127,7 +130,7 @@ def quadratic_form(model: nn.Module, batch: Batch, vector: list[Tensor], loss: L
     if plain and not isinstance(loss, AnyLoss) and all(_has_rule(layer) for layer in model.modules()):
         try:
             with _taylor_layers(model, {id(p): u for p, u in zip(parameters, vector, strict=True)}):
-                z = logits_of(model, Taylor(batch.inputs))
+                z = _output(model, batch.inputs)
         except NoRuleError:
             z = None
     if not isinstance(z, Taylor):
@@ -144,6 +147,11 @@ def quadratic_form(model: nn.Module, batch: Batch, vector: list[Tensor], loss: L
         others = z.value.softmax(1).scatter(1, label, 0)
         curved = curved + (others * (z.second - z.second.gather(1, label))).sum()
     return curved / len(batch.labels)
+
+
+def _output(model: nn.Module, inputs: Tensor) -> Any:
+    along: Any = Taylor(inputs)
+    return logits_of(model, along)
 
 
 def _has_rule(layer: nn.Module) -> bool:
@@ -170,10 +178,10 @@ def _taylor_layers(model: nn.Module, directions: dict[int, Tensor]) -> Iterator[
             del layer.forward
 
 
-def rule(*kinds: type[nn.Module]) -> Callable:
+def rule(*kinds: type[nn.Module]) -> Callable[..., Any]:
     """Registers a layer's function of the layer, ``along`` (parameter ↦ its Taylor value) and the Taylor input."""
 
-    def register(function: Callable) -> Callable:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
         RULES.update(dict.fromkeys(kinds, function))
         return function
 
@@ -181,12 +189,12 @@ def rule(*kinds: type[nn.Module]) -> Callable:
 
 
 @rule(nn.Flatten, nn.Identity, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
-def _linear(layer: nn.Module, along: Callable, x: Taylor) -> Taylor:
+def _linear(layer: nn.Module, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
     return x.map(partial(type(layer).forward, layer))
 
 
 @rule(nn.Dropout)
-def _dropout(layer: nn.Dropout, along: Callable, x: Taylor) -> Taylor:
+def _dropout(layer: nn.Dropout, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
     """One mask for all parts."""
     if not layer.training:
         return x
@@ -195,7 +203,7 @@ def _dropout(layer: nn.Dropout, along: Callable, x: Taylor) -> Taylor:
 
 
 @rule(nn.Linear, nn.Conv1d, nn.Conv2d, Conv1d, Conv2d)
-def _affine(layer, along: Callable, x: Taylor) -> Taylor:
+def _affine(layer: Any, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
     """Wx + b: all parts pass through W in one call, value and first through u's part of W in another."""
     # Signals are joined and cut in the memory order that ``nme.derivatives.signals`` takes and gives.
     signals = isinstance(layer, nn.Conv1d)
@@ -223,7 +231,7 @@ def _affine(layer, along: Callable, x: Taylor) -> Taylor:
 
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm1d, BatchNorm2d)
-def _batch_norm(layer, along: Callable, x: Taylor) -> Taylor:
+def _batch_norm(layer: Any, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
     """(x − mean)/√(variance + ε)·w + b, with the batch's statistics in train mode."""
     dtype, others = x.dtype, [d for d in range(x.value.dim()) if d != 1]
     column = (-1, *(1 for _ in others[1:]))
@@ -264,7 +272,7 @@ def _inverse_root(x: Taylor) -> Taylor:
 
 
 @rule(Activate)
-def _activate(layer: Activate, along: Callable, x: Taylor) -> Taylor:
+def _activate(layer: Activate, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
     """φ(x), φ'(x) x' and φ''(x) x'² + φ'(x) x''."""
     first = torch.zeros_like(x.value) if x.first is None else x.first
     second = torch.zeros_like(x.value) if x.second is None else x.second
@@ -275,7 +283,7 @@ class _Activation(Function):
     """The three parts of φ(x(t)); φ' and φ'' are computed once, for the reverse pass too."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, x1: Tensor, x2: Tensor, activation: Activation) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, x1: Tensor, x2: Tensor, activation: Activation) -> tuple[Tensor, Tensor, Tensor]:
         slope, bend = activation.first(x), activation.second(x)
         ctx.save_for_backward(x, x1, x2, slope, bend)
         ctx.activation = activation
@@ -283,7 +291,7 @@ class _Activation(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, y: Tensor, y1: Tensor, y2: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, y: Tensor, y1: Tensor, y2: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, x1, x2, slope, bend = ctx.saved_tensors
         third = ctx.activation.third(x)
         y2x1 = y2 * x1
