@@ -359,7 +359,7 @@ class TestMember:
         class Recorder(Spy):
             def update(self, *arguments):
                 update = super().update(*arguments)
-                correct = (update.logits.argmax(1) == arguments[1].labels).double().mean()
+                correct = (update.output.argmax(1) == arguments[1].labels).double().mean()
                 self.rows = [
                     *getattr(self, "rows", []),
                     (update.loss.item(), correct.item(), update.gradient_norm.item()),
