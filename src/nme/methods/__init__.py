@@ -9,9 +9,10 @@
 Importing this package does not import torch: a machine without it can check a configuration.
 """
 
-from nme.methods.base import METHODS, Method, Update
+from nme.methods.base import METHODS, Method
 from nme.methods.gradient_penalties import GradientPenalty, GradientPenaltyWithoutNme, Sgd
 from nme.methods.perturbations import Sam, UnnormalisedSam, WeightNoise
+from nme.methods.result import Update
 from nme.methods.traces import GaussNewtonTrace, GaussNewtonTraceByProbes, HessianTrace
 
 __all__ = [

@@ -65,8 +65,12 @@ class Method(Named):
         for key in parameters:
             if key not in self.parameters:
                 raise NmeError(unknown(f"parameter of {type(self).__name__}", key, self.parameters))
-        chosen = {key: parameters.get(key, p.default) for key, p in self.parameters.items()}
-        values = {key: METHODS.value_of(self.name, key, v, self.parameters[key]) for key, v in chosen.items()}
+        values = {}
+        for key, known in self.parameters.items():
+            value = parameters.get(key, known.default)
+            if value is None:
+                raise NmeError(f"{key} of {type(self).__name__} is not given (expected a number)")
+            values[key] = METHODS.value_of(self.name, key, value, known)
         super().__init__(**values)
         self.strength = strength
         self.seed = seed
@@ -95,7 +99,7 @@ class Method(Named):
     def backward(
         self,
         model: nn.Module,
-        loss: Callable | Loss,
+        loss: Callable[[Tensor, Any], Tensor] | Loss,
         batch: Any,
         *,
         forward: Forward | None = None,
@@ -122,7 +126,7 @@ class Method(Named):
     def accumulate(
         self,
         model: nn.Module,
-        loss: Callable | Loss,
+        loss: Callable[[Tensor, Any], Tensor] | Loss,
         micro_batches: Iterable[Any],
         *,
         forward: Forward | None = None,
@@ -138,7 +142,7 @@ class Method(Named):
     def _step(
         self,
         model: nn.Module,
-        loss: Callable | Loss,
+        loss: Callable[[Tensor, Any], Tensor] | Loss,
         batches: list[Any],
         forward: Forward | None,
         noise: torch.Generator | None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nme.methods.base import METHODS, Method, Strength, Update, finished, times
+from nme.methods.base import METHODS, Method, Strength, finished, times
+from nme.methods.result import Update
 
 if TYPE_CHECKING:
     import torch

@@ -22,7 +22,12 @@ Prepared = tuple[nn.Module, AnyBatch, list[nn.Parameter], "torch.dtype | None"]
 
 
 def prepared(
-    model: nn.Module, loss: Callable | Loss, batches: list[Any], forward: Forward | None, order: int, pieces: bool
+    model: nn.Module,
+    loss: Callable[[Tensor, Any], Tensor] | Loss,
+    batches: list[Any],
+    forward: Forward | None,
+    order: int,
+    pieces: bool,
 ) -> Prepared:
     """The model without its wrapper, the batch, the parameters with ``requires_grad``, and autocast's dtype.
 
