@@ -167,7 +167,8 @@ def _curvature(model: nn.Module, batch: Batch, settings: Settings) -> Curvature:
     from nme.derivatives.losses import CrossEntropy
 
     data = (batch.inputs, batch.labels)
-    return Curvature(model, CrossEntropy(), data, micro_batch=settings.micro_batch)
+    # Our own networks, tested once and for all: no check of each.
+    return Curvature(model, CrossEntropy(), data, micro_batch=settings.micro_batch, check=False)
 
 
 def _stream(seed: int, purpose: str) -> torch.Generator:

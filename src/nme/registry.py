@@ -115,7 +115,7 @@ class Registry(dict[str, Entry]):
                 raise NmeError(unknown(f"parameter of {self.what} '{name}'", key, known))
             if key in given:
                 raise NmeError(f"{self.what} '{text}': parameter '{key}' is given twice")
-            given[key] = self._value(text, key, spelling, known[key])
+            given[key] = self.value_of(text, key, spelling, known[key])
         values: dict[str, float] = {}
         for key, parameter in known.items():
             value = given.get(key, parameter.default)
@@ -124,7 +124,12 @@ class Registry(dict[str, Entry]):
             values[key] = value
         return self[name](**values)
 
-    def _value(self, text: str, key: str, value: str, parameter: Parameter) -> float:
+    def value_of(self, text: str, key: str, value: float | str, parameter: Parameter) -> float:
+        """The value of a parameter, checked.
+
+        Raises:
+            NmeError: not allowed.
+        """
         try:
             real = float(number(value))
         except NmeError as error:

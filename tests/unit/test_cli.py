@@ -418,6 +418,19 @@ def test_folders_outside_of_the_project_are_bound_into_the_image(monkeypatch, tm
         assert os.environ["APPTAINER_BIND"] == str(disk)
 
 
+@pytest.mark.parametrize(("name", "escaped"), [("a,b", r"a\,b"), ("12:30", r"12\:30"), ("a,b:c", r"a\,b\:c")])
+def test_separators_in_the_name_of_a_bound_folder_are_escaped(monkeypatch, tmp_path, name, escaped):
+    for key in ("NME_DEVICE", "NME_DATA_DIR", "PATH"):
+        monkeypatch.setenv(key, "")
+    monkeypatch.setenv("APPTAINER_BIND", "/given")
+    (tmp_path / name).mkdir()
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    for _ in range(2):
+        export(Config(scale="tiny", data_dir=str(tmp_path / name)))
+        assert os.environ["APPTAINER_BIND"] == f"/given,{tmp_path}/{escaped}"
+
+
 def test_no_data_dir_leaves_the_users_variable(monkeypatch, tmp_path):
     monkeypatch.setenv("NME_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("PATH", os.environ["PATH"])

@@ -45,6 +45,8 @@ def derivatives(value, z, v):
     """Value, gradient and Hessian times v of a function, by autograd."""
     z = z.clone().requires_grad_()
     loss = value(z)
+    if not loss.requires_grad:
+        return loss, torch.zeros_like(z), torch.zeros_like(z)
     (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
     if not gradient.requires_grad:
         return loss, gradient, torch.zeros_like(z)

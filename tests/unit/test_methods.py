@@ -82,8 +82,8 @@ class TestEveryMethod:
 
     def test_results_have_no_graph(self, method):
         model, batch = example("mlp", GELU)
-        direction, *recorded = update(method, model, batch, RHO)
-        assert not any(t.requires_grad for t in [*direction, *recorded])
+        step = update(method, model, batch, RHO)
+        assert not any(t.requires_grad for t in [*step.direction, step.loss, step.output, step.gradient_norm])
 
     @pytest.mark.parametrize("network", ["mlp", "cnn-1d"])
     def test_near_interpolation_float32_is_as_right_as_elsewhere(self, method, network):
@@ -131,7 +131,7 @@ class TestEveryMethod:
         dense = Dense(model, batch)
         logits = deepcopy(model)(batch.inputs)
         result = update(method, model, batch, RHO if method.has_clean_pass else 0.0)
-        torch.testing.assert_close(result.logits, logits, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(result.output, logits, rtol=1e-13, atol=1e-13)
         assert result.loss.shape == result.gradient_norm.shape == ()
         assert result.loss.item() == pytest.approx(dense.loss(dense.theta).item(), rel=1e-12)
         expected = dense.gradient(dense.theta).norm().item()

@@ -11,8 +11,10 @@ from torch import nn
 from nme.activations import ACTIVATIONS
 from nme.derivatives.activate import Activate
 from nme.derivatives.batch import Batch
+from nme.derivatives.losses import loss_of
+from nme.derivatives.running_statistics import frozen_statistics
 from nme.derivatives.taylor import Taylor, quadratic_form
-from nme.errors import NmeError
+from nme.derivatives.vectors import displaced
 
 GELU = ACTIVATIONS.parse("gelu")
 
@@ -48,10 +50,124 @@ def test_near_interpolation_float32_gives_form_and_gradient(network):
 
 
 def test_layers_are_themselves_again_after_an_error():
-    model = nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2))
-    with pytest.raises(NmeError, match=r"nme\.taylor has no rule for PReLU"):
-        quadratic_form(model, Batch(torch.randn(2, 3), torch.tensor([0, 1])), direction(model))
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)).double()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        quadratic_form(model, Batch(torch.randn(2, 3).double(), torch.tensor([0, 1])), direction(model))
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+class Doubled(nn.Linear):
+    """A subclass whose forward is not its parent's."""
+
+    def forward(self, x):
+        return super().forward(x).square()
+
+
+class Outside(nn.Module):
+    """Weights used by a function, and an operation between layers without a rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.scale = nn.Linear(3, 4), nn.Parameter(torch.randn(4))
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(torch.sin(self.first(x)) * self.scale)
+
+
+class Normed(nn.Module):
+    """PyTorch's weight norm of old: the layer's weight is computed by a hook."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.first.register_forward_pre_hook(
+            lambda layer, _: setattr(layer, "scaled", layer.weight / layer.weight.norm())
+        )
+        self.first.forward = lambda x: nn.functional.linear(x, self.first.scaled, self.first.bias)
+
+    @staticmethod
+    def scale(layer, _):
+        layer.scaled = layer.weight / layer.weight.norm()
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)))
+
+
+OTHERS = {
+    "in-place SiLU": lambda: nn.Sequential(nn.Linear(3, 4), nn.SiLU(inplace=True), nn.Linear(4, 2)),
+    "in-place Hardswish": lambda: nn.Sequential(nn.Linear(3, 4), nn.Hardswish(inplace=True), nn.Linear(4, 2)),
+    "subclass": lambda: nn.Sequential(nn.Linear(3, 4), Doubled(4, 4), nn.Linear(4, 2)),
+    "layer norm": lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 2)),
+    "group norm": lambda: nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(1, 4), nn.Linear(4, 2)),
+    "prelu": lambda: nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)),
+    "functions": Outside,
+    "hook": Normed,
+    "batch norm without weights": lambda: nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False), nn.Tanh(), nn.Linear(4, 2)
+    ),
+    "batch norm, then a layer without a rule": lambda: nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_has_no_rule_is_right_with_its_gradient(name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = OTHERS[name]().double()
+        batch = Batch(torch.randn(5, 3, dtype=torch.float64), torch.randint(2, (5,)))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    u, parameters, step = direction(model), list(model.parameters()), 1e-4
+
+    def gradient(form):
+        return flat(torch.autograd.grad(form, parameters, materialize_grads=True))
+
+    def loss_gradient():
+        with frozen_statistics(model):
+            return gradient(nn.functional.cross_entropy(model(batch.inputs), batch.labels))
+
+    def difference(function, step):
+        ends = []
+        for sign in (1, -1):
+            with displaced(parameters, u, sign * step):
+                ends.append(function())
+        return (ends[0] - ends[1]) / (2 * step)
+
+    form = quadratic_form(model, batch, u)
+    assert relative_error(form, flat(u) @ difference(loss_gradient, 1e-5)) < 1e-5
+    middle = loss_gradient()
+    with displaced(parameters, u, step):
+        ahead = loss_gradient()
+    with displaced(parameters, u, -step):
+        behind = loss_gradient()
+    assert relative_error(gradient(form), (ahead - 2 * middle + behind) / step**2) < 1e-3
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_dropout_keeps_its_mask():
+    model = nn.Sequential(nn.Linear(3, 8), Activate(GELU), nn.Dropout(0.5), nn.Linear(8, 2)).double()
+    batch, u = Batch(torch.randn(5, 3, dtype=torch.float64), torch.randint(2, (5,))), direction(model)
+    torch.manual_seed(1)
+    found = quadratic_form(model, batch, u)
+    torch.manual_seed(1)
+    mask = nn.functional.dropout(torch.ones(5, 8, dtype=torch.float64), 0.5)
+    masked = deepcopy(model).eval()
+    masked[2].register_forward_hook(lambda _, arguments, x: x * mask)
+    assert relative_error(found, quadratic_form(masked, batch, u)) < 1e-12
+
+
+@pytest.mark.parametrize("last", [nn.Identity(), nn.ELU()], ids=["rules", "double backward"])
+def test_other_losses(last):
+    model = nn.Sequential(nn.Linear(3, 4), Activate(GELU), nn.Linear(4, 2), last).double()
+    batch, u = Batch(torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)), direction(model)
+    parameters = list(model.parameters())
+    value = nn.functional.mse_loss(model(batch.inputs), batch.labels)
+    gradient = torch.autograd.grad(value, parameters, create_graph=True)
+    along = sum((g * d).sum() for g, d in zip(gradient, u, strict=True))
+    expected = flat(torch.autograd.grad(along, parameters)) @ flat(u)
+    assert relative_error(quadratic_form(model, batch, u, loss_of(nn.MSELoss())), expected) < 1e-12
 
 
 @pytest.mark.parametrize("layer", [nn.GELU(), nn.Tanh(), nn.Softplus(), nn.LogSoftmax(1)], ids=str)

@@ -214,11 +214,12 @@ def steps(member, n):
 class Spy(Method):
     """Passes every step on to another method, and remembers what it was given."""
 
-    name, label, symbol = "spy", "spy", None
+    name, label = "spy", "spy"
 
     def __init__(self, method="sgd"):
         super().__init__()
         self.method = METHODS.parse(method)
+        self.symbol = self.method.symbol
         self.batches, self.noise, self.directions, self.training = [], [], [], []
 
     def update(self, model, batch, strength, noise):
@@ -358,7 +359,7 @@ class TestMember:
         class Recorder(Spy):
             def update(self, *arguments):
                 update = super().update(*arguments)
-                correct = (update.logits.argmax(1) == arguments[1].labels).double().mean()
+                correct = (update.output.argmax(1) == arguments[1].labels).double().mean()
                 self.rows = [
                     *getattr(self, "rows", []),
                     (update.loss.item(), correct.item(), update.gradient_norm.item()),

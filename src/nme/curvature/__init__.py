@@ -3,22 +3,24 @@
 Formulas: docs/theory.md, §1 and docs/theory.md, §7.
 """
 
+from nme.curvature.blocks import nme_block_norms
 from nme.curvature.estimators import (
-    Eigenpairs,
     Estimate,
-    Lanczos,
     Probes,
-    SpectralDensity,
     diagonal,
-    extreme_eigenpairs,
     frobenius_norm,
     frobenius_norms,
     hutch_plus_plus,
-    lanczos,
-    nme_block_norms,
-    spectral_density,
     trace,
     traces,
+)
+from nme.curvature.lanczos_runs import (
+    Eigenpairs,
+    Lanczos,
+    SpectralDensity,
+    extreme_eigenpairs,
+    lanczos,
+    spectral_density,
 )
 from nme.curvature.operators import NME, Curvature, GaussNewton, Hessian, Products, layers
 from nme.curvature.sparsity import nonzero_second_derivatives

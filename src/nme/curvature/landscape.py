@@ -43,7 +43,7 @@ class Network:
 
     def forward(self, theta: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
         """The output z, a scalar, and all hidden pre-activations, in the order of the layers."""
-        hidden, seen, at = self.x, [], 0
+        hidden, seen, at = self.x, list[Tensor](), 0
         for i, (out, inputs) in enumerate(self.shapes):
             weight = theta[at : at + out * inputs].view(out, inputs)
             bias = theta[at + out * inputs : at + out * inputs + out]
@@ -66,4 +66,5 @@ class Network:
         layer, so every term contains a φ''. Cost: about 8 forward passes.
         """
         z, _ = self.forward(self.at(pair), activation)
-        return (z - self.y) * hessian(lambda w: self.forward(self.at(w), activation)[0])(pair)
+        curved: Tensor = hessian(lambda w: self.forward(self.at(w), activation)[0])(pair)
+        return (z - self.y) * curved

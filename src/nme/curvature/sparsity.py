@@ -33,7 +33,7 @@ def nonzero_second_derivatives(model: nn.Module, inputs: Tensor) -> dict[str, tu
     def count(name: str, layer: Activate, before: Tensor) -> None:
         largest = largest_second_derivative(layer.activation)
         nonzero = (layer.activation.second(before).abs() > THRESHOLD * largest).sum().item() if largest else 0
-        counts[name] = (nonzero, before.numel())
+        counts[name] = (int(nonzero), before.numel())
 
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Activate)]
     hooks = [

@@ -48,7 +48,7 @@ def along_gradient(model: nn.Module, batch: Batch) -> AlongGradient | None:
         batch: inputs and labels, in the parts of a training step.
     """
     parts = [(part.inputs, part.labels) for part in batch.parts()]
-    curvature = Curvature(model, CrossEntropy(), parts, batch_norm="train")
+    curvature = Curvature(model, CrossEntropy(), parts, batch_norm="train", check=False)
     gradient = curvature.gradient()
     size = torch.linalg.vector_norm(gradient, dtype=torch.float64)
     if not 0 < size < math.inf:
@@ -58,7 +58,7 @@ def along_gradient(model: nn.Module, batch: Batch) -> AlongGradient | None:
     del curvature  # and its graph, before there is another one
     with diminished(model) as changed:
         if changed:
-            twin = Curvature(model, CrossEntropy(), parts, batch_norm="train")
+            twin = Curvature(model, CrossEntropy(), parts, batch_norm="train", check=False)
             n_phi = n - twin.nme_product(direction)
         else:
             n_phi = torch.zeros_like(n)
@@ -107,7 +107,7 @@ def mean_and_error(values: list[float | None]) -> tuple[float | None, float]:
 
 
 def _norm(vector: Tensor) -> float:
-    return torch.linalg.vector_norm(vector, dtype=torch.float64).item()
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from nme.errors import NmeError
@@ -49,6 +51,20 @@ class Loss:
     def summed_hessian_product(self, output: Tensor, target: Tensor, vector: Tensor) -> Tensor:
         """(∇²_z S) v in the shape of z."""
         raise NotImplementedError
+
+    def curved(self, output: Tensor, target: Tensor, divisor: Number) -> Callable[[Tensor], Tensor]:
+        """The map v ↦ (∇²_z S) v, for many vectors.
+
+        Args:
+            output: z.
+            target: of the batch.
+            divisor: d, known already.
+        """
+        return lambda vector: self.summed_hessian_product(output, target, vector)
+
+    def target(self, output: Tensor, target: Tensor) -> Tensor:
+        """The target in the form that PyTorch's loss takes: class indices as int64, the rest in the output's dtype."""
+        return target
 
     def check(self, output: Tensor, target: Tensor) -> None:
         """Raise unless the target fits the output; reads the target's values, unlike the other functions.

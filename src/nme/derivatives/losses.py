@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,10 @@ class _Entrywise(Loss):
         self._same_shape(output, target)
         return output.numel() if self.reduction == "mean" else 1
 
+    def target(self, output: Tensor, target: Tensor) -> Tensor:
+        """The target in the output's dtype."""
+        return self._same_shape(output, target)
+
     def check(self, output: Tensor, target: Tensor) -> None:
         """Raise unless the target has the output's shape.
 
@@ -45,6 +50,8 @@ class _Entrywise(Loss):
         self._same_shape(output, target)
 
     def _same_shape(self, output: Tensor, target: Tensor) -> Tensor:
+        if not isinstance(target, Tensor):
+            raise NmeError(f"the target is {type(target).__name__} (allowed: a tensor)")
         if target.shape != output.shape:
             raise NmeError(f"the target has shape {tuple(target.shape)} (allowed: {tuple(output.shape)})")
         return target.to(output.dtype)
@@ -119,7 +126,7 @@ class AnyLoss(Loss):
         reduction: 'mean': losses of several batches are averaged, weighted by their numbers of examples; 'sum': added.
     """
 
-    def __init__(self, function: Callable, reduction: str = "mean"):
+    def __init__(self, function: Callable[..., Any], reduction: str = "mean"):
         self.function, self.reduction = function, known_reduction(reduction)
 
     def value(self, output: Tensor, target: Tensor) -> Tensor:
@@ -141,7 +148,7 @@ class AnyLoss(Loss):
             value = self.value(z, target)
             if not value.requires_grad:
                 raise NmeError("the loss does not depend on the model's output by operations that autograd records")
-            (r,) = torch.autograd.grad(value, z, create_graph=True, materialize_grads=True)
+            r = _derivative(value, z, create_graph=True)
         return r
 
     def hessian_product(self, output: Tensor, target: Tensor, vector: Tensor) -> Tensor:
@@ -152,8 +159,7 @@ class AnyLoss(Loss):
             r = self.residual(z, target)
             if not r.requires_grad:
                 return torch.zeros_like(vector)
-            options = {"create_graph": further, "materialize_grads": True}
-            (product,) = torch.autograd.grad((r * vector).sum(), z, **options)
+            product = _derivative((r * vector).sum(), z, create_graph=further)
         return product
 
     def summed_residual(self, output: Tensor, target: Tensor) -> Tensor:
@@ -173,14 +179,23 @@ class AnyLoss(Loss):
         return len(output) if self.reduction == "mean" and output.dim() else 1
 
 
-FUNCTIONS: dict[Callable, Callable[..., nn.Module]] = {
+def _derivative(value: Tensor, z: Tensor, create_graph: bool) -> Tensor:
+    try:
+        return torch.autograd.grad(value, z, create_graph=create_graph, materialize_grads=True)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        raise NmeError(f"the loss cannot be differentiated: {str(error).strip().splitlines()[0]}") from error
+
+
+FUNCTIONS: dict[Callable[..., Any], Callable[..., nn.Module]] = {
     functional.cross_entropy: nn.CrossEntropyLoss,
     functional.mse_loss: nn.MSELoss,
     functional.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
 }
 
 
-def loss_of(loss: Callable | Loss) -> Loss:
+def loss_of(loss: Callable[..., Any] | Loss) -> Loss:
     """The loss that a module or function computes.
 
     Args:

@@ -9,20 +9,25 @@ A batch may be the mean over several parts (``Division``), to save memory, and d
 gradients and products are always those of the whole batch, in every process: L = (1/K) Σ L_k over its K parts, so ∇L
 and Hv are means, too. Each part has its own batch-norm statistics, so the result does not depend on the number of
 processes, except for rounding. A graph is kept between two passes only if the process has a single part; otherwise the
-second pass computes the first one again, which costs 3 F.
+second pass computes the first one again, which costs 3 F. ``MicroBatches`` are parts of any sizes: L is the mean of
+the L_k weighted by ``Loss.weight``, or their sum for a loss with reduction 'sum'.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import Function
 
-from nme.derivatives.batch import Batch
-from nme.derivatives.cross_entropy import cross_entropy, softmax_hessian_product
+from nme.derivatives.batch import Batch, MicroBatches
+from nme.derivatives.elementary import elementary_batch_norm, has_wrong_third_derivative
+from nme.derivatives.losses import AnyLoss
 from nme.derivatives.modes import cotangents_only, differentiated_twice
 from nme.derivatives.running_statistics import RunningStatistics, frozen_statistics
+from nme.errors import NmeError
+
+AnyBatch = Batch | MicroBatches
 
 
 class _Pairing(Function):
@@ -54,17 +59,19 @@ class Jacobian(NamedTuple):
     """J, the derivative of one part's logits in the parameters, as a graph for products with J and Jᵀ.
 
     Attributes:
-        logits: z with its graph, (b, C).
-        cotangent: w, (b, C), a leaf.
+        logits: z with its graph, (b, C), or a model's output of any shape.
+        target: of the loss.
+        cotangent: w, in the shape of z, a leaf.
         pulled: Jᵀw with its graph, one tensor per parameter.
     """
 
     logits: Tensor
+    target: Any
     cotangent: Tensor
     pulled: list[Tensor]
 
     def along(self, vector: list[Tensor], keep_graph: bool = False) -> Tensor:
-        """Jv, (b, C): the derivative of ⟨Jᵀw, v⟩ in w, since this form is linear in w (docs/theory.md, §2.3).
+        """Jv, in the shape of z: the derivative of ⟨Jᵀw, v⟩ in w, in which it is linear (docs/theory.md, §2.3).
 
         Cost: 2 F, for each layer one product forward and one with v's part, on the kept graph of g. Forward mode would
         compute z again.
@@ -79,22 +86,30 @@ class Gradient(NamedTuple):
     """The clean pass of one batch.
 
     Attributes:
-        loss: L = (1/B) Σ ℓ(z_i, y_i) of the whole batch, a scalar without graph.
-        logits: z of this process's examples, shape (b, C), without graph.
+        loss: L of the whole batch, a scalar without graph; (1/B) Σ ℓ(z_i, y_i) for cross-entropy.
+        logits: z of this process's examples, shape (b, C), without graph; one tensor per part for ``MicroBatches``.
         parameters: the parameters with a gradient, in the model's order.
         gradient: g = ∇L of the whole batch, one tensor per parameter, without graph.
         kept_logits: z with its graph, if requested and the process has a single part.
         kept_gradient: this part's g with its graph, if requested and the process has a single part.
         kept_jacobian: this part's J, where g = Jᵀ∂L/∂z, if requested and the process has a single part.
+        targets: of this process's parts.
+        used: for each parameter, True if the loss depends on it.
+        shares: of this process's parts in L; None: parts of equal size.
+        weight: of L where losses are combined: the whole batch's number of examples, if the loss is their mean.
     """
 
     loss: Tensor
-    logits: Tensor
+    logits: Tensor | list[Tensor]
     parameters: list[nn.Parameter]
     gradient: list[Tensor]
     kept_logits: Tensor | None = None
     kept_gradient: list[Tensor] | None = None
     kept_jacobian: Jacobian | None = None
+    targets: list[Any] = []  # noqa: RUF012
+    used: list[bool] | None = None
+    shares: list[float] | None = None
+    weight: float = 1
 
 
 def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -108,60 +123,143 @@ def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
         return model(inputs).float()
 
 
+def evaluated(model: nn.Module, part: Batch) -> tuple[Tensor, Any]:
+    """Output with its graph, and target, of one part."""
+    if part.evaluation is None:
+        return logits_of(model, part.inputs), part.labels
+    return part.evaluation(model, part.inputs, part.labels)
+
+
 def batch_gradient(
     model: nn.Module,
-    batch: Batch,
+    batch: AnyBatch,
     keep_graph: bool = False,
     keep_logits: bool = False,
     keep_jacobian: bool = False,
     logits: Tensor | None = None,
 ) -> Gradient:
-    """Loss and gradient of the batch (cross-entropy, mean over the batch). Cost: 3 F.
+    """Loss and gradient of the batch. Cost: 3 F.
 
     Args:
-        model: maps inputs to logits (B, C). Batch norm follows the model's mode. In train mode, this pass and nothing
-            else updates its running statistics: once, by the mean over the parts.
-        batch: inputs and labels.
+        model: maps inputs to logits (B, C), or to outputs that the loss takes. Batch norm follows the model's mode. In
+            train mode, this pass and nothing else updates its running statistics: once, by the mean over the parts.
+        batch: inputs, targets and loss.
         keep_graph: keep the graph of g, for ``hessian_product``.
         keep_logits: keep the graph of the logits, for a pass with different labels.
         keep_jacobian: keep J, for products with the Gauss-Newton matrix.
         logits: ``kept_logits`` of an earlier pass with different labels, so that z is computed only once.
+
+    Raises:
+        NmeError: the loss does not depend on the parameters, or with ``keep_jacobian`` not only by the output.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    statistics = RunningStatistics(model if batch.split else None)
+    weighted = isinstance(batch, MicroBatches)
+    statistics = RunningStatistics(model if weighted or batch.split else None)
     parts = batch.parts()
     one = len(parts) == 1
-    outputs, sums, kept = [], None, {}
+    outputs, targets, weights, sums = [], [], [], None
+    kept: dict[str, Any] = {}
+    used = [False] * len(parameters)
     for part in parts:
         statistics.begin()
         with differentiated_twice(one and (keep_graph or keep_logits or keep_jacobian)):
-            z = logits_of(model, part.inputs) if logits is None else logits
-        loss = cross_entropy(z, part.labels)
+            z, target = evaluated(model, part) if logits is None else (logits, part.labels)
+        loss = part.loss.value(z, target)
+        if not loss.requires_grad:
+            raise NmeError("the loss does not depend on a parameter with requires_grad=True")
         if keep_jacobian and one:
-            (w,) = torch.autograd.grad(loss, z)
-            found = list(torch.autograd.grad((z * w.requires_grad_()).sum(), parameters, create_graph=True))
-            kept = {"kept_jacobian": Jacobian(z, w, found)}
-        elif (keep_graph or keep_logits) and one:
-            found = list(torch.autograd.grad(loss, parameters, retain_graph=True, create_graph=keep_graph))
-            kept = {"kept_logits": z if keep_logits else None, "kept_gradient": found if keep_graph else None}
+            w = _cotangent(part, z, target, loss, parameters)
+            form = (z * w.requires_grad_()).sum()
+            found = list(torch.autograd.grad(form, parameters, create_graph=True, allow_unused=True))
         else:
-            found = torch.autograd.grad(loss, parameters)
-        terms = [loss.detach(), *([g.detach() for g in found] if kept else found), *statistics.end()]
+            options = {"retain_graph": (keep_logits and one) or None, "create_graph": keep_graph and one}
+            found = list(torch.autograd.grad(loss, parameters, allow_unused=True, **options))
+        used = [before or g is not None for before, g in zip(used, found, strict=True)]
+        found = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+        if one:
+            kept = {
+                "kept_jacobian": Jacobian(z, target, w, found) if keep_jacobian else None,
+                "kept_logits": z if keep_logits else None,
+                "kept_gradient": found if keep_graph else None,
+            }
+        terms = [loss.detach(), *(g.detach() for g in found), *statistics.end()]
+        if weighted:
+            weights.append(float(part.loss.weight(z, target)))
+            # A part without any label that counts has a loss of 0/0, and no share.
+            own = [t * weights[-1] if weights[-1] else torch.zeros_like(t) for t in terms[: len(parameters) + 1]]
+            terms = [*own, *terms[len(parameters) + 1 :]]
         sums = terms if sums is None else list(torch._foreach_add(sums, terms))
         outputs.append(z.detach())
-    loss, *means = _mean(batch, sums)
+        targets.append(target)
+    assert sums is not None
+    if isinstance(batch, MicroBatches):
+        loss, *means, total = _weighted_mean(batch, sums, weights, len(parameters) + 1)
+        weight = float(total)
+        share = 1 if batch.items[0].loss.reduction == "sum" else weight
+        kept |= {"shares": [w / share for w in weights], "weight": share}
+    else:
+        loss, *means = _mean(batch, sums)
+        kept["weight"] = batch.size if batch.evaluation is None else float(batch.loss.divisor(outputs[0], targets[0]))
     statistics.replace(means[len(parameters) :])
-    joined = outputs[0] if one else torch.cat(outputs)
-    return Gradient(loss, joined, parameters, means[: len(parameters)], **kept)
+    joined = outputs if weighted else outputs[0] if one else torch.cat(outputs)
+    return Gradient(loss, joined, parameters, means[: len(parameters)], targets=targets, used=used, **kept)
 
 
-def mean_over_parts(batch: Batch, compute: Callable[[Batch], list[Tensor]]) -> list[Tensor]:
-    """Mean of ``compute`` over the parts of the whole batch; the same in every process."""
-    sums = None
-    for part in batch.parts():
+def _cotangent(part: Batch, z: Tensor, target: Any, loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """W = ∂L/∂z."""
+    if not isinstance(part.loss, AnyLoss):
+        return torch.autograd.grad(loss, z)[0]
+    leaf = z.detach().requires_grad_()
+    w, *others = torch.autograd.grad(part.loss.value(leaf, target), [leaf, *parameters], allow_unused=True)
+    if any(other is not None for other in others):
+        raise NmeError("the loss depends on parameters directly (expected: only by the model's output)")
+    return torch.zeros_like(z) if w is None else w
+
+
+def _weighted_mean(batch: MicroBatches, sums: list[Tensor], weights: list[float], terms: int) -> list[Tensor]:
+    """Means of weighted sums, ``terms`` of them, then of running statistics, each part counting once; the weight."""
+    # In float64 and apart from the sums, which may be in half precision.
+    counts = torch.tensor([sum(weights), len(weights)], dtype=torch.float64, device=sums[0].device)
+    sums = _summed(batch, sums)
+    if batch.group is not None:
+        distributed.all_reduce(counts, group=batch.group)
+    total, parts = counts.tolist()
+    if batch.items[0].loss.reduction == "sum":
+        total = 1.0
+    return [*(s / total for s in sums[:terms]), *(s / parts for s in sums[terms:]), counts[0]]
+
+
+def _summed(batch: MicroBatches, sums: list[Tensor]) -> list[Tensor]:
+    """Sums over all processes; the same bits in each."""
+    if batch.group is None:
+        return sums
+    return _all_reduced(sums, batch.group)
+
+
+def mean_over_parts(
+    batch: AnyBatch, compute: Callable[[Batch], list[Tensor]], shares: list[float] | None = None
+) -> list[Tensor]:
+    """Mean of ``compute`` over the parts of the whole batch; the same in every process.
+
+    Args:
+        batch: in any parts.
+        compute: of one part, one tensor per parameter.
+        shares: ``Gradient.shares``, of ``MicroBatches``.
+    """
+    sums: list[Tensor] | None = None
+    for number, part in enumerate(batch.parts()):
+        if shares is not None and not shares[number]:
+            continue
         found = compute(part)
+        if shares is not None:
+            found = list(torch._foreach_mul(found, shares[number]))
         # Not in place: autograd may return the same tensor for two parameters.
         sums = found if sums is None else list(torch._foreach_add(sums, found))
+    if isinstance(batch, MicroBatches):
+        if sums is None:
+            raise NmeError("no label of the batch counts")
+        return _summed(batch, sums)
+    assert sums is not None
     return _mean(batch, sums)
 
 
@@ -169,17 +267,23 @@ def _mean(batch: Batch, sums: list[Tensor]) -> list[Tensor]:
     if batch.split is None:
         return sums
     means = list(torch._foreach_div(sums, batch.split.parts))
-    if not distributed.is_initialized():
-        return means
-    flat = torch.cat([m.reshape(-1) for m in means])
-    distributed.all_reduce(flat)
+    return _all_reduced(means, None) if distributed.is_initialized() else means
+
+
+def _all_reduced(sums: list[Tensor], group: distributed.ProcessGroup | None) -> list[Tensor]:
+    kinds = {s.dtype for s in sums}
+    found = dict[int, Tensor]()
+    for kind in sorted(kinds, key=str):
+        own = [i for i, s in enumerate(sums) if s.dtype == kind]
+        flat = torch.cat([sums[i].reshape(-1) for i in own])
+        distributed.all_reduce(flat, group=group)
+        found |= dict(zip(own, flat.split([sums[i].numel() for i in own]), strict=True))
     # Copied into the memory order of its parameter; otherwise later steps are slower.
-    parts = flat.split([m.numel() for m in means])
-    return [torch.empty_like(m).copy_(part.view_as(m)) for m, part in zip(means, parts, strict=True)]
+    return [torch.empty_like(s).copy_(found[i].view_as(s)) for i, s in enumerate(sums)]
 
 
 def hessian_product(
-    model: nn.Module, batch: Batch, clean: Gradient, vector: list[Tensor], keep_graph: bool = False
+    model: nn.Module, batch: AnyBatch, clean: Gradient, vector: list[Tensor], keep_graph: bool = False
 ) -> list[Tensor]:
     """Hv, the derivative of g along ``vector`` held constant, by one backward pass (docs/theory.md, §2.2).
 
@@ -199,6 +303,7 @@ def hessian_product(
         if gradient is None:
             with frozen_statistics(model):
                 gradient = batch_gradient(model, part, keep_graph=True).kept_gradient
+        assert gradient is not None
         # A gradient that does not depend on the parameters (the last bias of a linear model) has no graph: Hv is 0.
         pairs = [(g, v) for g, v in zip(gradient, vector, strict=True) if g.requires_grad]
         if not pairs:
@@ -207,10 +312,10 @@ def hessian_product(
         options = {"retain_graph": keep_graph, "materialize_grads": True}
         return list(torch.autograd.grad(pairing(outputs, vectors), clean.parameters, **options))
 
-    return mean_over_parts(batch, of_part)
+    return mean_over_parts(batch, of_part, clean.shares)
 
 
-def gauss_newton_product(model: nn.Module, batch: Batch, clean: Gradient, vector: list[Tensor]) -> list[Tensor]:
+def gauss_newton_product(model: nn.Module, batch: AnyBatch, clean: Gradient, vector: list[Tensor]) -> list[Tensor]:
     """Gv = (1/B) Σ J_iᵀ (∇²_z ℓ_i) J_i v (docs/theory.md, §2.3): Jv, and one more pass back from the logits.
 
     Cost: 4 F beyond the gradient (2.33 gradients in total).
@@ -225,13 +330,15 @@ def gauss_newton_product(model: nn.Module, batch: Batch, clean: Gradient, vector
     def of_part(part: Batch) -> list[Tensor]:
         jacobian = _jacobian(model, part, clean)
         jv = jacobian.along(vector)
-        pulled = softmax_hessian_product(jacobian.logits.detach(), jv) / len(jv)
+        pulled = part.loss.hessian_product(jacobian.logits.detach(), jacobian.target, jv)
         return list(torch.autograd.grad((jacobian.logits * pulled).sum(), clean.parameters, materialize_grads=True))
 
-    return mean_over_parts(batch, of_part)
+    return mean_over_parts(batch, of_part, clean.shares)
 
 
-def gauss_newton_form_gradient(model: nn.Module, batch: Batch, clean: Gradient, vector: list[Tensor]) -> list[Tensor]:
+def gauss_newton_form_gradient(
+    model: nn.Module, batch: AnyBatch, clean: Gradient, vector: list[Tensor]
+) -> list[Tensor]:
     """∇(uᵀGu), uᵀGu = (1/B) Σ (J_i u)ᵀ (∇²_z ℓ_i) (J_i u), differentiated in full, ∇²_z ℓ included.
 
     Cost: 7 F beyond the gradient (3.33 gradients in total): Ju, and back through it to the weights, to the inputs of
@@ -245,16 +352,22 @@ def gauss_newton_form_gradient(model: nn.Module, batch: Batch, clean: Gradient, 
     """
 
     def of_part(part: Batch) -> list[Tensor]:
-        jacobian = _jacobian(model, part, clean)
+        jacobian = _jacobian(model, part, clean, third=True)
+        z, target, loss = jacobian.logits, jacobian.target, part.loss
         ju = jacobian.along(vector, keep_graph=True)
-        form = (ju * softmax_hessian_product(jacobian.logits, ju)).sum() / len(ju)
+        form = (ju * loss.summed_hessian_product(z, target, ju)).sum() / loss.divisor(z, target)
         return list(torch.autograd.grad(form, clean.parameters, retain_graph=True, materialize_grads=True))
 
-    return mean_over_parts(batch, of_part)
+    return mean_over_parts(batch, of_part, clean.shares)
 
 
-def _jacobian(model: nn.Module, part: Batch, clean: Gradient) -> Jacobian:
-    if clean.kept_jacobian is not None:
+def _jacobian(model: nn.Module, part: Batch, clean: Gradient, third: bool = False) -> Jacobian:
+    """The part's J; with ``third``, one that is right to the third derivative."""
+    # PyTorch's own batch norm is not (docs/theory.md, §4.2); networks of nme have another one.
+    again = third and part.evaluation is not None and has_wrong_third_derivative(model)
+    if clean.kept_jacobian is not None and not again:
         return clean.kept_jacobian
-    with frozen_statistics(model):
-        return batch_gradient(model, part, keep_jacobian=True).kept_jacobian
+    with frozen_statistics(model), elementary_batch_norm(model if again else None):
+        jacobian = batch_gradient(model, part, keep_jacobian=True).kept_jacobian
+    assert jacobian is not None
+    return jacobian

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -93,6 +96,13 @@ class CrossEntropy(Loss):
             product = ((1 - smoothing) * weights[y] + smoothing * weights.mean())[:, None] * product
         return _unrolled(product if counted is None else product.masked_fill(~counted[:, None], 0), output)
 
+    def curved(self, output: Tensor, target: Tensor, divisor: Number) -> Callable[[Tensor], Tensor]:
+        """The map v ↦ (∇²_z S) v; where every label counts once, without looking at labels again."""
+        hard = self.class_weights is None and output.dim() == 2 and target.dim() == 1
+        if hard and self.reduction == "mean" and divisor == len(output):
+            return partial(softmax_hessian_product, output)
+        return super().curved(output, target, divisor)
+
     def divisor(self, output: Tensor, target: Tensor) -> Number:
         """Number of labels that count, or the sum of their class weights; 1 for reduction 'sum'."""
         if self.reduction == "sum":
@@ -107,6 +117,11 @@ class CrossEntropy(Loss):
             return y.numel() if counted is None else int(counted.sum())
         own = self.class_weights.to(y.device, torch.float64)[y]
         return float((own if counted is None else own * counted).sum())
+
+    def target(self, output: Tensor, target: Tensor) -> Tensor:
+        """Class indices, int64, or probabilities in the output's dtype."""
+        y = self._labels(output, target)
+        return y.to(output.dtype) if y.is_floating_point() else y
 
     def check(self, output: Tensor, target: Tensor) -> None:
         """Raise unless the target fits the output.
@@ -128,6 +143,8 @@ class CrossEntropy(Loss):
 
     def _labels(self, output: Tensor, target: Tensor) -> Tensor:
         """Class indices (B, d...), int64, or probabilities in the shape of the output."""
+        if not isinstance(target, Tensor):
+            raise NmeError(f"the target is {type(target).__name__} (allowed: a tensor)")
         classes = _classes(output)
         positions = output.shape[:1] + output.shape[2:] if output.dim() > 1 else torch.Size()
         if target.shape == output.shape and (target.is_floating_point() or (output.dim() > 1 and classes > 1)):
@@ -208,6 +225,6 @@ class _SoftCrossEntropy(torch.autograd.Function):
         return -(mass * z.log_softmax(1)).sum()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         z, mass = ctx.saved_tensors
         return gradient * _soft_residual(z, mass), None

@@ -4,8 +4,9 @@ Every intermediate x(t) is carried as its value, first and second derivative in 
 quadratic form d²L/dt² = uᵀHu, without a backward pass: 5 F (Wx, Wx' + Ux, Wx'' + 2Ux' for a layer x ↦ Wx). Its
 gradient takes one reverse pass of 8 F, where three nested reverse passes take 19.5 F.
 
-To add a kind of layer with parameters: a function decorated with ``@rule``. Models are run as they are, with Taylor
-values in place of tensors; other layers and sums need nothing.
+To add a kind of layer: a function decorated with ``@rule``. Models are run as they are, with Taylor values in place of
+tensors. Rules are for exact types: a subclass may compute anything. Where a model has a layer or an operation without a
+rule, the form is computed by double backward (``nme.derivatives.double_backward``), which is slower.
 """
 
 from __future__ import annotations
@@ -13,24 +14,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.func import jvp
 from torch.nn import functional
 
 from nme.activations import Activation
 from nme.derivatives.activate import Activate
-from nme.derivatives.batch import Batch
+from nme.derivatives.batch import CROSS_ENTROPY, Batch
+from nme.derivatives.batch_norm import BatchNorm1d, BatchNorm2d
+from nme.derivatives.convolutions import Conv1d, Conv2d
 from nme.derivatives.cross_entropy import softmax_hessian_product
+from nme.derivatives.double_backward import quadratic_form_by_double_backward
+from nme.derivatives.losses import AnyLoss, Loss
 from nme.derivatives.products import logits_of
-from nme.errors import NmeError
 
-LINEAR = (nn.Flatten, nn.Identity, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+RULES: dict[type[nn.Module], Callable[..., Any]] = {}
 
-RULES: dict[type[nn.Module], Callable] = {}
+
+class NoRuleError(Exception):
+    """The model has a layer or an operation without a rule."""
 
 
 class Taylor:
@@ -59,14 +65,22 @@ class Taylor:
 
     def map(self, linear: Callable[[Tensor], Tensor]) -> Taylor:
         """A linear function of the tensor."""
-        return Taylor(*(None if part is None else linear(part) for part in (self.value, self.first, self.second)))
+        first, second = (None if part is None else linear(part) for part in (self.first, self.second))
+        return Taylor(linear(self.value), first, second)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Anything else that a tensor has."""
+        raise NoRuleError(name)
 
     def __add__(self, other: Taylor) -> Taylor:
-        pairs = zip(self.parts, other.parts, strict=True)
-        return Taylor(*(_sum(a, b) for a, b in pairs))
+        if not isinstance(other, Taylor):
+            raise NoRuleError("sum with a constant")
+        return Taylor(self.value + other.value, _sum(self.first, other.first), _sum(self.second, other.second))
 
     def __mul__(self, other: Taylor) -> Taylor:
         """The product rule, twice."""
+        if not isinstance(other, Taylor):
+            raise NoRuleError("product with a constant")
         (a, a1, a2), (b, b1, b2) = self.parts, other.parts
         mixed = _product(a1, b1)
         second = _sum(_sum(_product(a2, b), _product(a, b2)), None if mixed is None else 2 * mixed)
@@ -78,11 +92,14 @@ class Taylor:
         return self.value, self.first, self.second
 
     @classmethod
-    def __torch_function__(cls, function, types, arguments=(), options=None):
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, arguments: tuple[Any, ...] = (), options: Any = None
+    ) -> Taylor:
         """What a model does between its layers, if it is linear: ``torch.flatten``, say."""
-        if function not in (torch.flatten,):
-            raise NmeError(f"nme.taylor has no rule for {function.__name__} (write the model with layers, or add one)")
-        taylor, *rest = arguments
+        if function is not torch.flatten:
+            raise NoRuleError(function.__name__)
+        taylor: Taylor = arguments[0]
+        rest = arguments[1:]
         return taylor.map(lambda part: function(part, *rest, **(options or {})))
 
 
@@ -94,20 +111,35 @@ def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return None if a is None or b is None else a * b
 
 
-def quadratic_form(model: nn.Module, batch: Batch, vector: list[Tensor]) -> Tensor:
-    """uᵀHu of the batch's loss (cross-entropy, mean), a scalar with its graph. Cost: 5 F; its gradient 8 F more.
+def quadratic_form(model: nn.Module, batch: Batch, vector: list[Tensor], loss: Loss | None = None) -> Tensor:
+    """uᵀHu of the batch's loss, a scalar with its graph. Cost: 5 F; its gradient 8 F more.
 
     Args:
-        model: maps inputs to logits (B, C). Batch norm follows its mode; running statistics are not touched.
+        model: maps inputs to outputs, to logits (B, C) for cross-entropy. Batch norm and dropout follow their modes;
+            running statistics are not touched.
         batch: inputs and labels, in one part.
         vector: u, one tensor per parameter with a gradient, in the model's order.
-
-    Raises:
-        NmeError: the model has a layer without a rule.
+        loss: of output and labels; None: the batch's.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with _taylor_layers(model, {id(p): u for p, u in zip(parameters, vector, strict=True)}):
-        z = logits_of(model, Taylor(batch.inputs))
+    z: Any = None
+    if loss is None and batch.loss is not CROSS_ENTROPY:
+        loss = batch.loss
+    plain = batch.evaluation is None or (batch.evaluation.is_plain(model) and isinstance(batch.inputs, Tensor))
+    # A function of the user's may depend on parameters directly.
+    if plain and not isinstance(loss, AnyLoss) and all(_has_rule(layer) for layer in model.modules()):
+        try:
+            with _taylor_layers(model, {id(p): u for p, u in zip(parameters, vector, strict=True)}):
+                z = _output(model, batch.inputs)
+        except NoRuleError:
+            z = None
+    if not isinstance(z, Taylor):
+        return quadratic_form_by_double_backward(model, batch, parameters, vector, loss)
+    if z.first is None:
+        return torch.zeros_like(z.value).sum()
+    if loss is not None:
+        curved = (z.first * loss.hessian_product(z.value, batch.labels, z.first)).sum()
+        return curved if z.second is None else curved + (loss.residual(z.value, batch.labels) * z.second).sum()
     curved = (z.first * softmax_hessian_product(z.value, z.first)).sum()
     if z.second is not None:
         # ⟨softmax(z) − onehot(y), z''⟩, without the label's p_y − 1, which cancels near interpolation.
@@ -117,19 +149,28 @@ def quadratic_form(model: nn.Module, batch: Batch, vector: list[Tensor]) -> Tens
     return curved / len(batch.labels)
 
 
+def _output(model: nn.Module, inputs: Tensor) -> Any:
+    along: Any = Taylor(inputs)
+    return logits_of(model, along)
+
+
+def _has_rule(layer: nn.Module) -> bool:
+    """True if a layer's type has a rule and nothing changes what it computes, or if it is made of other layers."""
+    if "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+        return False
+    if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm1d, BatchNorm2d) and layer.weight is None:
+        return False
+    return type(layer) in RULES or any(True for _ in layer.children())
+
+
 @contextmanager
 def _taylor_layers(model: nn.Module, directions: dict[int, Tensor]) -> Iterator[None]:
     """Inside, the layers take and give Taylor values, for parameters p + t · directions[id(p)]."""
     replaced = []
     try:
         for layer in model.modules():
-            found = next((RULES[kind] for kind in type(layer).__mro__ if kind in RULES), None)
-            if found is None and not any(layer.children()):
-                if any(True for _ in layer.parameters()):
-                    raise NmeError(f"nme.taylor has no rule for {type(layer).__name__}, which has parameters (add one)")
-                found = _linear if isinstance(layer, LINEAR) else _by_forward_mode
-            if found is not None:
-                layer.forward = partial(found, layer, lambda p: Taylor(p, directions.get(id(p))))
+            if type(layer) in RULES:
+                layer.forward = partial(RULES[type(layer)], layer, lambda p: Taylor(p, directions.get(id(p))))
                 replaced.append(layer)
         yield
     finally:
@@ -137,31 +178,32 @@ def _taylor_layers(model: nn.Module, directions: dict[int, Tensor]) -> Iterator[
             del layer.forward
 
 
-def rule(*kinds: type[nn.Module]) -> Callable:
+def rule(*kinds: type[nn.Module]) -> Callable[..., Any]:
     """Registers a layer's function of the layer, ``along`` (parameter ↦ its Taylor value) and the Taylor input."""
 
-    def register(function: Callable) -> Callable:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
         RULES.update(dict.fromkeys(kinds, function))
         return function
 
     return register
 
 
-def _linear(layer: nn.Module, along: Callable, x: Taylor) -> Taylor:
+@rule(nn.Flatten, nn.Identity, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+def _linear(layer: nn.Module, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
     return x.map(partial(type(layer).forward, layer))
 
 
-def _by_forward_mode(layer: nn.Module, along: Callable, x: Taylor) -> Taylor:
-    """Any other layer, of smooth functions that PyTorch knows: twice by its forward mode, which is slower."""
-    function = partial(type(layer).forward, layer)
-    first, second = (torch.zeros_like(x.value) if part is None else part for part in (x.first, x.second))
-    value, moved = jvp(function, (x.value,), (first,))
-    _, bent = jvp(lambda at, along: jvp(function, (at,), (along,))[1], (x.value, first), (first, second))
-    return Taylor(value, moved, bent)
+@rule(nn.Dropout)
+def _dropout(layer: nn.Dropout, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
+    """One mask for all parts."""
+    if not layer.training:
+        return x
+    mask = functional.dropout(torch.ones_like(x.value), layer.p)
+    return x.map(lambda part: part * mask)
 
 
-@rule(nn.Linear, nn.Conv1d, nn.Conv2d)
-def _affine(layer, along: Callable, x: Taylor) -> Taylor:
+@rule(nn.Linear, nn.Conv1d, nn.Conv2d, Conv1d, Conv2d)
+def _affine(layer: Any, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
     """Wx + b: all parts pass through W in one call, value and first through u's part of W in another."""
     # Signals are joined and cut in the memory order that ``nme.derivatives.signals`` takes and gives.
     signals = isinstance(layer, nn.Conv1d)
@@ -188,13 +230,13 @@ def _affine(layer, along: Callable, x: Taylor) -> Taylor:
     return Taylor(value, first, second) + along(layer.bias).map(lambda b: b.view(column))
 
 
-@rule(nn.BatchNorm1d, nn.BatchNorm2d)
-def _batch_norm(layer, along: Callable, x: Taylor) -> Taylor:
+@rule(nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm1d, BatchNorm2d)
+def _batch_norm(layer: Any, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
     """(x − mean)/√(variance + ε)·w + b, with the batch's statistics in train mode."""
     dtype, others = x.dtype, [d for d in range(x.value.dim()) if d != 1]
     column = (-1, *(1 for _ in others[1:]))
     x = x.to(torch.promote_types(dtype, torch.float32))
-    if layer.training:
+    if layer.training or layer.running_mean is None:
         centred = x.map(lambda part: part - part.mean(others, keepdim=True))
         variance = _mean_square(centred, others)
     else:
@@ -230,7 +272,7 @@ def _inverse_root(x: Taylor) -> Taylor:
 
 
 @rule(Activate)
-def _activate(layer: Activate, along: Callable, x: Taylor) -> Taylor:
+def _activate(layer: Activate, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
     """φ(x), φ'(x) x' and φ''(x) x'² + φ'(x) x''."""
     first = torch.zeros_like(x.value) if x.first is None else x.first
     second = torch.zeros_like(x.value) if x.second is None else x.second
@@ -241,7 +283,7 @@ class _Activation(Function):
     """The three parts of φ(x(t)); φ' and φ'' are computed once, for the reverse pass too."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, x1: Tensor, x2: Tensor, activation: Activation) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, x1: Tensor, x2: Tensor, activation: Activation) -> tuple[Tensor, Tensor, Tensor]:
         slope, bend = activation.first(x), activation.second(x)
         ctx.save_for_backward(x, x1, x2, slope, bend)
         ctx.activation = activation
@@ -249,7 +291,7 @@ class _Activation(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, y: Tensor, y1: Tensor, y2: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, y: Tensor, y1: Tensor, y2: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, x1, x2, slope, bend = ctx.saved_tensors
         third = ctx.activation.third(x)
         y2x1 = y2 * x1

@@ -12,11 +12,11 @@ test set, and all hold the same network.
 import math
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import nn
 from torch.nn import functional
 from torch.optim.sgd import sgd
 
@@ -24,9 +24,9 @@ from nme.activations import ACTIVATIONS
 from nme.config.scale import Training
 from nme.data.examples import Examples, Split
 from nme.derivatives import taylor, vectors
-from nme.derivatives.batch import Batch, Division
+from nme.derivatives.batch import CROSS_ENTROPY, Batch, Division
 from nme.derivatives.products import logits_of
-from nme.methods import Method, Update
+from nme.methods import Method
 from nme.runtime import processes
 from nme.runtime.random_streams import derived_seed, stream
 
@@ -65,13 +65,16 @@ class Job:
         return Division(size, self.rows.start, self.recipe.batch_size) if size else None
 
     @cached_property
-    def update(self) -> Callable[[nn.Module, Batch, float, torch.Generator], Update]:
-        """The method's update, compiled if the recipe asks for it.
+    def rule(self) -> Method:
+        """The method with its strength, and its update compiled if the recipe asks for it.
 
         Never compiled with a prescribed second derivative: the compiler cannot trace ``nme.derivatives.activate``.
         """
-        compiles = self.recipe.compile and ACTIVATIONS.parse(self.activation).genuine
-        return compile_update(self.method.update) if compiles else self.method.update
+        rule = copy(self.method)
+        rule.strength = self.strength
+        if self.recipe.compile and ACTIVATIONS.parse(self.activation).genuine:
+            rule.update = compile_update(rule.update)  # type: ignore[method-assign]
+        return rule
 
     def prepare_inputs(self, inputs: torch.Tensor) -> torch.Tensor:
         """Inputs in the memory order and, for ``logits_of``, the precision of the recipe."""
@@ -167,27 +170,26 @@ class Member:
         rate = learning_rate(recipe, self.epoch + (self.step + 0.5) / job.steps_per_epoch)
         noise = stream(self.seed, "noise", self.epoch, self.step)
         batch = Batch(job.prepare_inputs(inputs), examples.labels, job.split)
-        update = job.update(self.model, batch, job.strength, noise)
-        self._descend(update.direction, rate)
-        correct = processes.sum_over_processes((update.logits.argmax(1) == examples.labels).sum())
+        update = job.rule.backward(self.model, CROSS_ENTROPY, batch, noise=noise)
+        self._descend(rate)
+        correct = processes.sum_over_processes((update.output.argmax(1) == examples.labels).sum())
         self.sums += torch.stack([update.loss, correct, update.gradient_norm])
         self.step += 1
         self.seconds += time.perf_counter() - began
         return self._end_epoch(rate) if self.step == job.steps_per_epoch else None
 
     @torch.no_grad()
-    def _descend(self, direction: list[torch.Tensor], rate: float) -> None:
+    def _descend(self, rate: float) -> None:
         """Momentum m ← μm + d + λθ and θ ← θ − ηm, in one pass over memory: less than half the time of ``foreach``.
 
         See docs/theory.md, §6.1. The same pass as ``torch.optim.SGD(fused=True)``, whose constructor imports the
         compiler: 1.9 s for every job.
         """
-        # The fused pass follows the memory order and ignores strides.
-        pairs = zip(self.parameters, direction, strict=True)
-        direction = [d if d.stride() == p.stride() else torch.empty_like(p).copy_(d) for p, d in pairs]
         options = {"weight_decay": self.job.recipe.weight_decay, "momentum": self.job.recipe.momentum, "lr": rate}
         options |= {"dampening": 0.0, "nesterov": False, "maximize": False, "fused": True}
-        sgd(self.parameters, direction, self.momentum, **options)
+        sgd(self.parameters, [p.grad for p in self.parameters], self.momentum, **options)
+        for p in self.parameters:
+            p.grad = None
 
     def _rest_of_epoch(self) -> list[torch.Tensor]:
         """Indices of this process's examples, one tensor per step, from the current step on."""

@@ -4,6 +4,7 @@ They are not in a rule's params, so that a different device or data folder repea
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -37,7 +38,14 @@ def export(config: Config) -> None:
 
 
 def _bind(folder: Path) -> None:
-    bound = [part for part in os.environ.get("APPTAINER_BIND", "").split(",") if part]
+    bound = os.environ.get("APPTAINER_BIND", "")
+    # Apptainer separates folders by commas and their places in the container by colons; a backslash escapes either.
+    name = re.sub(r"([,:])", r"\\\1", str(folder))
     # Binding a missing folder would stop every job with Apptainer's message instead of ours.
-    if folder.is_dir() and not folder.resolve().is_relative_to(Path.cwd()) and str(folder) not in bound:
-        os.environ["APPTAINER_BIND"] = ",".join([*bound, str(folder)])
+    if folder.is_dir() and not folder.resolve().is_relative_to(Path.cwd()) and name not in _entries(bound):
+        os.environ["APPTAINER_BIND"] = f"{bound},{name}" if bound.strip(",") else name
+
+
+def _entries(bound: str) -> list[str]:
+    """Folders of APPTAINER_BIND, still escaped."""
+    return re.findall(r"(?:\\.|[^,\\])+", bound)

@@ -1,0 +1,127 @@
+"""Forward passes of any model that can be repeated exactly: same dropout masks, same buffers, each updated once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nme.derivatives.elementary import ElementaryLayerNorm
+from nme.errors import NmeError
+
+Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
+
+
+class Evaluation:
+    """Outputs and targets of one part of a batch, in one training step (docs/theory.md, §4.2).
+
+    The first pass draws random numbers and updates buffers as usual. Each further pass draws the same random numbers,
+    starts from the same buffers and leaves generators and buffers as they were before it. Batch norm's running
+    statistics are frozen by ``frozen_statistics``.
+
+    Args:
+        forward: called as ``forward(model, batch)``, returns output and target; None: ``model(inputs)``, where a
+            mapping gives keyword and a tuple positional arguments.
+        autocast: dtype of ``torch.autocast`` in forward passes; None: no autocast. Outputs are then at least float32.
+        order: highest derivative that the training method takes: 1, 2 or 3.
+    """
+
+    def __init__(self, forward: Forward | None = None, autocast: torch.dtype | None = None, order: int = 1):
+        self.forward, self.autocast, self.order = forward, autocast, order
+        self._generators: dict[torch.device, Tensor] | None = None
+        self._buffers: list[tuple[Tensor, Tensor]] = []  # those that the first pass changed, and their values before
+
+    def __call__(self, model: nn.Module, inputs: Any, target: Any = None) -> tuple[Tensor, Any]:
+        """Output with its graph, and target.
+
+        Raises:
+            NmeError: the output is not a floating-point tensor, or ``forward`` does not return a pair.
+        """
+        device = next(model.parameters()).device
+        repeated = self._again() if self._generators else self._first(model, device)
+        with self._surroundings(model, device), repeated:
+            if self.forward is None:
+                output = _called(model, inputs)
+            else:
+                found = self.forward(model, inputs)
+                if not isinstance(found, tuple | list) or len(found) != 2:
+                    raise NmeError(f"forward returns {type(found).__name__} (expected a pair: output, target)")
+                output, own = found
+                target = own if target is None else target
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            kind = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+            raise NmeError(f"the model's output is {kind} (expected a floating-point tensor; choose one by forward=)")
+        if self.autocast is not None:
+            output = output.to(torch.promote_types(output.dtype, torch.float32))
+        return output, target
+
+    def is_plain(self, model: nn.Module) -> bool:
+        """True if the output is ``model(inputs)`` without autocast, random numbers and changing buffers."""
+        if self.forward is not None or self.autocast is not None or self._buffers:
+            return False
+        return not any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p for m in model.modules())
+
+    @contextmanager
+    def _surroundings(self, model: nn.Module, device: torch.device) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self.autocast is not None:
+                # Without cache: it would keep casts of the parameters while a method displaces them.
+                stack.enter_context(torch.autocast(device.type, self.autocast, cache_enabled=False))
+            if self.order > 2:
+                stack.enter_context(ElementaryLayerNorm())
+            if self.order > 1:
+                from torch.nn.attention import SDPBackend, sdpa_kernel
+
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others have no second derivative
+                if any(isinstance(m, nn.RNNBase) for m in model.modules()):  # nor have fused recurrent layers
+                    stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                    stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # type: ignore[no-untyped-call]
+            yield
+
+    @contextmanager
+    def _first(self, model: nn.Module, device: torch.device) -> Iterator[None]:
+        self._generators = {kind: _random_state(kind) for kind in {torch.device("cpu"), device}}
+        norms = {id(b) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for b in m.buffers()}
+        others = [b for b in model.buffers() if id(b) not in norms]
+        before = [(b, b._version, b.clone()) for b in others]
+        yield
+        self._buffers = [(b, value) for b, version, value in before if b._version != version]
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        assert self._generators is not None
+        own = {device: _random_state(device) for device in self._generators}
+        after = [buffer.clone() for buffer, _ in self._buffers]
+        try:
+            for device, state in self._generators.items():
+                _set_random_state(device, state)
+            for buffer, before in self._buffers:
+                buffer.data.copy_(before)
+            yield
+        finally:
+            for device, state in own.items():
+                _set_random_state(device, state)
+            for (buffer, _), value in zip(self._buffers, after, strict=True):
+                buffer.data.copy_(value)
+
+
+def _called(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    return torch.get_device_module(device).get_rng_state(device)
+
+
+def _set_random_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)

@@ -1,0 +1,118 @@
+"""A step in anyone's training loop: from a model, a loss and a batch to what methods take, and to ``.grad``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from nme.derivatives.batch import Batch, MicroBatches
+from nme.derivatives.evaluation import Evaluation, Forward
+from nme.derivatives.loss import Loss
+from nme.derivatives.losses import loss_of
+from nme.derivatives.products import AnyBatch
+from nme.errors import NmeError
+from nme.methods.result import Update
+
+Prepared = tuple[nn.Module, AnyBatch, list[nn.Parameter], "torch.dtype | None"]
+
+
+def prepared(
+    model: nn.Module,
+    loss: Callable[[Tensor, Any], Tensor] | Loss,
+    batches: list[Any],
+    forward: Forward | None,
+    order: int,
+    pieces: bool,
+) -> Prepared:
+    """The model without its wrapper, the batch, the parameters with ``requires_grad``, and autocast's dtype.
+
+    Raises:
+        NmeError: something that cannot be used.
+    """
+    found = loss_of(loss)
+    if not isinstance(model, nn.Module):
+        raise NmeError(f"model is {type(model).__name__} (expected a torch.nn.Module)")
+    group = None
+    if isinstance(model, DistributedDataParallel):
+        if not model.require_backward_grad_sync:
+            raise NmeError("the model is in no_sync() (expected: all micro-batches in one call of accumulate)")
+        group, model = model.process_group, model.module
+    _check_model(model, order, group is not None)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise NmeError("the model has no parameter with requires_grad=True")
+    autocast = _autocast(parameters[0].device.type)
+    if not batches:
+        raise NmeError("there are no micro-batches (expected one or more)")
+    if isinstance(batches[0], Batch):
+        return model, batches[0]._replace(loss=found), parameters, None
+    parts = [_part(batch, found, Evaluation(forward, autocast, order)) for batch in batches]
+    whole = parts[0] if group is None and not pieces else MicroBatches(parts, group)
+    return model, whole, parameters, autocast
+
+
+def _part(batch: Any, loss: Loss, evaluation: Evaluation) -> Batch:
+    if evaluation.forward is not None:
+        return Batch(batch, None, None, loss, evaluation)
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        found = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
+        raise NmeError(f"batch is {found} (expected a pair: inputs, target; or give forward=)")
+    return Batch(batch[0], batch[1], None, loss, evaluation)
+
+
+def _check_model(model: nn.Module, order: int, distributed: bool) -> None:
+    for module in model.modules():
+        kind = type(module).__name__
+        if isinstance(module, DataParallel | DistributedDataParallel) or kind == "FullyShardedDataParallel":
+            raise NmeError(f"{kind} is not supported (expected a plain model, or the model in DistributedDataParallel)")
+        if order > 1 and ("_orig_mod" in module._modules or module._compiled_call_impl is not None):
+            raise NmeError("a compiled model has no second derivative (give the model that was compiled)")
+        if isinstance(module, nn.SyncBatchNorm) and module.training and distributed:
+            raise NmeError("SyncBatchNorm in train mode is not supported (expected BatchNorm, or no batch norm)")
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise NmeError(f"{kind} has sparse gradients (expected sparse=False)")
+    if any(hasattr(p, "device_mesh") for p in model.parameters()):
+        raise NmeError(
+            "sharded parameters (FSDP, tensor parallel) are not supported (expected DistributedDataParallel)"
+        )
+
+
+def _autocast(device: str) -> torch.dtype | None:
+    if not torch.is_autocast_enabled(device):
+        return None
+    dtype: torch.dtype = torch.get_autocast_dtype(device)
+    if dtype == torch.float16:
+        raise NmeError("autocast has dtype float16, whose gradients underflow unscaled (expected torch.bfloat16)")
+    return dtype
+
+
+@contextmanager
+def plain_mode(model: nn.Module, autocast: torch.dtype | None) -> Iterator[None]:
+    """Inside, gradients are on, and autocast is off outside of forward passes."""
+    with ExitStack() as stack:
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        if autocast is not None:
+            stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
+        yield
+
+
+def added_to_grad(parameters: list[nn.Parameter], step: Update) -> None:
+    """Add the direction to ``.grad``, in the memory order of the parameters, which fused optimizers expect."""
+    used = step.used or [True] * len(parameters)
+    for p, d, depends in zip(parameters, step.direction, used, strict=True):
+        if not depends:
+            continue
+        if p.grad is not None:
+            p.grad += d
+        else:
+            p.grad = d if d.stride() == p.stride() and d.dtype == p.dtype else _like(p, d)
+
+
+def _like(parameter: Tensor, direction: Tensor) -> Tensor:
+    return torch.empty_like(parameter, requires_grad=False).copy_(direction)
