@@ -178,7 +178,7 @@ def spectral_density(operator: Operator, probes: int, steps: int, generator: tor
     while going := [run for run in runs if not run.done]:
         images = operator @ torch.stack([run.last for run in going], 1)
         for k, run in enumerate(going):
-            run.step(images[:, k])
+            run.step(images[:, k].contiguous())
     nodes = torch.zeros(probes, steps, dtype=torch.float64, device="cpu")
     weights = torch.zeros_like(nodes)
     for i, run in enumerate(runs):
