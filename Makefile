@@ -1,6 +1,7 @@
 # make figures   the paper's figures at laptop scale
 # make all       and the supplementary figures, the claims, and the report: one self-contained HTML page
 # make test      the fast tests, in two processes         make bench  the benchmarks of docs/benchmarks.md
+# make site      the documentation as a website, in site/
 #
 # The scale is config/config.yaml's. SCALE=tiny|laptop|workstation and CORES=n choose another one and fewer cores;
 # SEEDS=15 trains more members per cell than the scale says. PYTEST='-n 0 -k sam' gives pytest other options.
@@ -17,7 +18,7 @@ CONFIG = $(if $(SCALE)$(SEEDS),--config $(SCALE:%=scale=%) $(SEEDS:%=seeds=%)) -
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) $(CONFIG)
 REPORT = results/$(or $(SCALE),$(shell sed -n 's/^scale: *//p' config/config.yaml))/report.html
 
-.PHONY: figures all report publish test lint bench gpu-check image lock schemas clean
+.PHONY: figures all report publish test lint bench gpu-check site tutorials image lock schemas clean
 
 figures: .venv/installed
 	$(SNAKEMAKE) figures
@@ -54,6 +55,15 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/steps.py
 
+# the documentation, in site/; a warning is an error
+site: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+
+# run the pages in docs/ that show output, and keep what they print and draw
+tutorials: .venv/installed-dev
+	$(BIN)/python docs/tools/picture.py
+	$(BIN)/python docs/tools/tutorials.py
+
 # the container image of all jobs, where Apptainer is installed
 image: .venv/installed
 	apptainer build --force containers/nme-$$($(BIN)/python -c 'import nme; print(nme.__version__)').sif containers/nme.def \
@@ -64,6 +74,9 @@ image: .venv/installed
 lock: .venv/installed-dev
 	$(BIN)/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	  --no-annotate --custom-compile-command 'make lock' --extra workflow pyproject.toml --output-file requirements.lock
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+	  | $(BIN)/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+	  --no-annotate --custom-compile-command 'make lock' - --output-file docs/tools/requirements.lock
 
 # the JSON schemas of the configuration, from src/nme/config
 schemas: .venv/installed
@@ -74,7 +87,7 @@ clean:
 	find results figures -mindepth 1 -maxdepth 1 ! -name downloads ! -name .gitkeep -exec rm -r {} +
 	rm -rf logs .snakemake
 
-# ---- the environment: made once, and again when pyproject.toml or the lock file changes
+# ---- the environments: made once, and again when pyproject.toml or the lock file changes
 
 .venv/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"nme needs Python 3.11 or newer; this is {v.major}.{v.minor}. Set PYTHON=...")'
@@ -85,4 +98,10 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# The site's packages are kept out of the environment that computes results.
+.venv-docs/installed: docs/tools/requirements.lock
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --require-hashes --requirement docs/tools/requirements.lock
 	@touch $@
