@@ -23,6 +23,7 @@ from nme.curvature.lanczos_runs import (
     spectral_density,
 )
 from nme.curvature.operators import NME, Curvature, GaussNewton, Hessian, Products, layers
+from nme.curvature.recorder import CurvatureRecorder
 from nme.curvature.sparsity import nonzero_second_derivatives
 from nme.derivatives.losses import AnyLoss, BinaryCrossEntropy, CrossEntropy, Loss, SquaredError, loss_of
 
@@ -32,6 +33,7 @@ __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
     "Curvature",
+    "CurvatureRecorder",
     "Eigenpairs",
     "Estimate",
     "GaussNewton",

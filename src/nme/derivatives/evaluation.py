@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,20 @@ from nme.derivatives.elementary import ElementaryLayerNorm
 from nme.errors import NmeError
 
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
+
+
+class Facts(NamedTuple):
+    """Properties of a model that each pass needs.
+
+    Attributes:
+        device: of the parameters.
+        buffers: that a pass may change, but for batch norm's.
+        recurrent: True if a layer is recurrent.
+    """
+
+    device: torch.device
+    buffers: list[Tensor]
+    recurrent: bool
 
 
 class Evaluation:
@@ -27,10 +41,11 @@ class Evaluation:
             mapping gives keyword and a tuple positional arguments.
         autocast: dtype of ``torch.autocast`` in forward passes; None: no autocast. Outputs are then at least float32.
         order: highest derivative that the training method takes: 1, 2 or 3.
+        facts: of the model, found once per step.
     """
 
-    def __init__(self, forward: Forward | None = None, autocast: torch.dtype | None = None, order: int = 1):
-        self.forward, self.autocast, self.order = forward, autocast, order
+    def __init__(self, forward: Forward | None, autocast: torch.dtype | None, order: int, facts: Facts):
+        self.forward, self.autocast, self.order, self.facts = forward, autocast, order, facts
         self._generators: dict[torch.device, Tensor] | None = None
         self._buffers: list[tuple[Tensor, Tensor]] = []  # those that the first pass changed, and their values before
 
@@ -40,9 +55,8 @@ class Evaluation:
         Raises:
             NmeError: the output is not a floating-point tensor, or ``forward`` does not return a pair.
         """
-        device = next(model.parameters()).device
-        repeated = self._again() if self._generators else self._first(model, device)
-        with self._surroundings(model, device), repeated:
+        repeated = self._again() if self._generators else self._first()
+        with repeated, self._surroundings():
             if self.forward is None:
                 output = _called(model, inputs)
             else:
@@ -64,29 +78,30 @@ class Evaluation:
             return False
         return not any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p for m in model.modules())
 
+    def _surroundings(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.order == 1 and self.autocast is None else self._other_surroundings()
+
     @contextmanager
-    def _surroundings(self, model: nn.Module, device: torch.device) -> Iterator[None]:
+    def _other_surroundings(self) -> Iterator[None]:
         with ExitStack() as stack:
             if self.autocast is not None:
                 # Without cache: it would keep casts of the parameters while a method displaces them.
-                stack.enter_context(torch.autocast(device.type, self.autocast, cache_enabled=False))
+                stack.enter_context(torch.autocast(self.facts.device.type, self.autocast, cache_enabled=False))
             if self.order > 2:
                 stack.enter_context(ElementaryLayerNorm())
             if self.order > 1:
                 from torch.nn.attention import SDPBackend, sdpa_kernel
 
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others have no second derivative
-                if any(isinstance(m, nn.RNNBase) for m in model.modules()):  # nor have fused recurrent layers
+                if self.facts.recurrent:  # nor have fused recurrent layers
                     stack.enter_context(torch.backends.cudnn.flags(enabled=False))
                     stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # type: ignore[no-untyped-call]
             yield
 
     @contextmanager
-    def _first(self, model: nn.Module, device: torch.device) -> Iterator[None]:
-        self._generators = {kind: _random_state(kind) for kind in {torch.device("cpu"), device}}
-        norms = {id(b) for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for b in m.buffers()}
-        others = [b for b in model.buffers() if id(b) not in norms]
-        before = [(b, b._version, b.clone()) for b in others]
+    def _first(self) -> Iterator[None]:
+        self._generators = {kind: _random_state(kind) for kind in {torch.device("cpu"), self.facts.device}}
+        before = [(b, b._version, b.clone()) for b in self.facts.buffers]
         yield
         self._buffers = [(b, value) for b, version, value in before if b._version != version]
 

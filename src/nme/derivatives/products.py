@@ -96,7 +96,7 @@ class Gradient(NamedTuple):
         targets: of this process's parts.
         used: for each parameter, True if the loss depends on it.
         shares: of this process's parts in L; None: parts of equal size.
-        weight: of L where losses are combined: the whole batch's number of examples, if the loss is their mean.
+        weight: number of examples of the whole batch, if the loss is their mean; with ``keep_logits`` or in pieces.
     """
 
     loss: Tensor
@@ -199,7 +199,9 @@ def batch_gradient(
         kept |= {"shares": [w / share for w in weights], "weight": share}
     else:
         loss, *means = _mean(batch, sums)
-        kept["weight"] = batch.size if batch.evaluation is None else float(batch.loss.divisor(outputs[0], targets[0]))
+        if keep_logits:  # reads the labels of a loss that may ignore some
+            plain = batch.evaluation is None
+            kept["weight"] = batch.size if plain else float(batch.loss.divisor(outputs[0], targets[0]))
     statistics.replace(means[len(parameters) :])
     joined = outputs if weighted else outputs[0] if one else torch.cat(outputs)
     return Gradient(loss, joined, parameters, means[: len(parameters)], targets=targets, used=used, **kept)

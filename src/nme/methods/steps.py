@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from nme.derivatives.batch import Batch, MicroBatches
-from nme.derivatives.evaluation import Evaluation, Forward
+from nme.derivatives.evaluation import Evaluation, Facts, Forward
 from nme.derivatives.loss import Loss
 from nme.derivatives.losses import loss_of
 from nme.derivatives.products import AnyBatch
@@ -42,16 +42,16 @@ def prepared(
         if not model.require_backward_grad_sync:
             raise NmeError("the model is in no_sync() (expected: all micro-batches in one call of accumulate)")
         group, model = model.process_group, model.module
-    _check_model(model, order, group is not None)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise NmeError("the model has no parameter with requires_grad=True")
-    autocast = _autocast(parameters[0].device.type)
+    facts = _checked(model, parameters, order, group is not None)
+    autocast = _autocast(facts.device.type)
     if not batches:
         raise NmeError("there are no micro-batches (expected one or more)")
     if isinstance(batches[0], Batch):
         return model, batches[0]._replace(loss=found), parameters, None
-    parts = [_part(batch, found, Evaluation(forward, autocast, order)) for batch in batches]
+    parts = [_part(batch, found, Evaluation(forward, autocast, order, facts)) for batch in batches]
     whole = parts[0] if group is None and not pieces else MicroBatches(parts, group)
     return model, whole, parameters, autocast
 
@@ -65,21 +65,31 @@ def _part(batch: Any, loss: Loss, evaluation: Evaluation) -> Batch:
     return Batch(batch[0], batch[1], None, loss, evaluation)
 
 
-def _check_model(model: nn.Module, order: int, distributed: bool) -> None:
+def _checked(model: nn.Module, parameters: list[nn.Parameter], order: int, distributed: bool) -> Facts:
+    buffers: list[Tensor] = []
+    recurrent = False
     for module in model.modules():
-        kind = type(module).__name__
-        if isinstance(module, DataParallel | DistributedDataParallel) or kind == "FullyShardedDataParallel":
-            raise NmeError(f"{kind} is not supported (expected a plain model, or the model in DistributedDataParallel)")
+        if isinstance(module, DataParallel | DistributedDataParallel) or _kind(module) == "FullyShardedDataParallel":
+            found = f"{_kind(module)} is not supported"
+            raise NmeError(f"{found} (expected a plain model, or the whole model in DistributedDataParallel)")
         if order > 1 and ("_orig_mod" in module._modules or module._compiled_call_impl is not None):
             raise NmeError("a compiled model has no second derivative (give the model that was compiled)")
-        if isinstance(module, nn.SyncBatchNorm) and module.training and distributed:
-            raise NmeError("SyncBatchNorm in train mode is not supported (expected BatchNorm, or no batch norm)")
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if distributed and isinstance(module, nn.SyncBatchNorm) and module.training:
+                raise NmeError("SyncBatchNorm in train mode is not supported (expected another batch norm, or none)")
+            continue
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
-            raise NmeError(f"{kind} has sparse gradients (expected sparse=False)")
-    if any(hasattr(p, "device_mesh") for p in model.parameters()):
-        raise NmeError(
-            "sharded parameters (FSDP, tensor parallel) are not supported (expected DistributedDataParallel)"
-        )
+            raise NmeError(f"{_kind(module)} has sparse gradients (expected sparse=False)")
+        recurrent = recurrent or isinstance(module, nn.RNNBase)
+        if module._buffers:
+            buffers += [b for b in module._buffers.values() if b is not None]
+    if any(hasattr(p, "device_mesh") for p in parameters):
+        raise NmeError("sharded parameters (FSDP, DTensor) are not supported (expected DistributedDataParallel)")
+    return Facts(parameters[0].device, buffers, recurrent)
+
+
+def _kind(module: nn.Module) -> str:
+    return type(module).__name__
 
 
 def _autocast(device: str) -> torch.dtype | None:

@@ -1,0 +1,109 @@
+"""Activations of a given model replaced by registered ones, augmented and diminished ones included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from nme.activations import ACTIVATIONS, Activation
+from nme.derivatives.activate import Activate
+from nme.errors import NmeError
+
+FUNCTIONS = {
+    "relu": (functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
+    "gelu": (functional.gelu,),
+    "silu": (functional.silu,),
+    "elu": (functional.elu,),
+    "leaky_relu": (functional.leaky_relu,),
+    "hardswish": (functional.hardswish,),
+    "softplus": (functional.softplus,),
+    "clamp": (torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_),
+}
+NAMES = {function: name for name, functions in FUNCTIONS.items() for function in functions}
+
+
+def replace_activations(
+    model: nn.Module,
+    activation: str,
+    inputs: Any = None,
+    kinds: type[nn.Module] | tuple[type[nn.Module], ...] = nn.ReLU,
+) -> list[str]:
+    """Replace the activation modules of a model by a registered activation, in place (docs/theory.md, §5).
+
+    Args:
+        model: any module.
+        activation: name with parameters, as ``gelu``, ``beta_gelu-beta=4`` or ``augmented_relu``.
+        inputs: inputs of one forward pass, in eval mode, that finds activations called as functions; None: they are
+            not looked for. A tuple gives several arguments.
+        kinds: exact types of the modules to replace.
+
+    Returns:
+        Names of the modules that were replaced.
+
+    Raises:
+        NmeError: unknown activation, no such module, or a function that computes an activation, before any is replaced.
+    """
+    made = cast(Activation, ACTIVATIONS.parse(activation))
+    chosen = kinds if isinstance(kinds, tuple) else (kinds,)
+    named = ", ".join(kind.__name__ for kind in chosen)
+    places = [
+        (f"{prefix}.{name}".lstrip("."), parent, name)
+        for prefix, parent in model.named_modules()
+        for name, child in parent.named_children()
+        if type(child) in chosen
+    ]
+    if inputs is not None:
+        calls = _functional_calls(model, inputs)
+        if calls:
+            raise NmeError(f"functions compute activations in {', '.join(calls)} (expected modules: {named})")
+    if not places:
+        raise NmeError(f"the model has no module of type {named}")
+    for _, parent, name in places:
+        setattr(parent, name, Activate(made).train(parent.training))
+    return [name for name, _, _ in places]
+
+
+def _functional_calls(model: nn.Module, inputs: Any) -> list[str]:
+    """Activations that are computed outside of activation modules, as ``layer1.0 (relu)``."""
+    inside: list[tuple[str, nn.Module]] = []
+    found: dict[str, None] = {}
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+            if function in NAMES and inside and not _is_activation(inside[-1][1]):
+                found[f"{inside[-1][0] or 'the model'} ({NAMES[function]})"] = None
+            return function(*arguments, **(options or {}))
+
+    with _entered(model, inside), Watch(), torch.enable_grad():  # without gradients some layers take fused paths
+        model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return list(found)
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return isinstance(module, Activate) or (
+        type(module).__module__ == "torch.nn.modules.activation" and not isinstance(module, nn.MultiheadAttention)
+    )
+
+
+@contextmanager
+def _entered(model: nn.Module, inside: list[tuple[str, nn.Module]]) -> Iterator[None]:
+    """The model is in eval mode; ``inside`` has the modules whose forward pass runs."""
+    modes = [(module, module.training) for module in model.modules()]
+    hooks = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda m, _, name=name: inside.append((name, m))))
+        hooks.append(module.register_forward_hook(lambda *_: inside.pop() and None))
+    try:
+        model.eval()
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
