@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from nme.activations import ACTIVATIONS, Activation
+from nme.activations import ACTIVATIONS
 from nme.derivatives.activate import Activate
 from nme.errors import NmeError
 
@@ -49,7 +49,7 @@ def replace_activations(
     Raises:
         NmeError: unknown activation, no such module, or a function that computes an activation, before any is replaced.
     """
-    made = cast(Activation, ACTIVATIONS.parse(activation))
+    made = ACTIVATIONS.parse(activation)
     chosen = kinds if isinstance(kinds, tuple) else (kinds,)
     named = ", ".join(kind.__name__ for kind in chosen)
     places = [
