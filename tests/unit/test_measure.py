@@ -213,7 +213,7 @@ def test_a_quantity_is_given_the_network_in_eval_mode(data, kept, seen, tmp_path
 
 def test_a_quantity_is_given_a_fixed_balanced_part_of_the_training_data(data, kept, seen, tmp_path):
     measure(settings({"spy": TIMES}), data, kept, tmp_path / "measured.parquet", CPU)
-    inputs, labels, _ = seen[0][1]
+    inputs, labels, *_ = seen[0][1]
     assert torch.bincount(labels).tolist() == [EXAMPLES // 10] * 10
     for _, batch, *_ in seen:
         assert torch.equal(batch.inputs, inputs)

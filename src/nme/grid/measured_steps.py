@@ -48,11 +48,13 @@ class MeasuredSteps:
             shape: shape of one input.
             method: method by name, with its parameters.
         """
-        wanted = (recipe.model_dump(mode="json")["model"], list(shape), recipe.precision, recipe.channels_last)
+        wanted = (list(shape), recipe.precision, recipe.channels_last)
         found = {
             row["method"]: row["seconds"] / row["batch_size"]
             for row in self._rows
-            if (row["model"], row["input_shape"], row["precision"], row["channels_last"]) == wanted
+            if (row["input_shape"], row["precision"], row["channels_last"]) == wanted
+            and row["model"]["name"] == recipe.model.name
+            and type(recipe.model).model_validate(row["model"]) == recipe.model
         }
         if method in found:
             return found[method] * recipe.batch_size
