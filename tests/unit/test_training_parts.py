@@ -357,13 +357,12 @@ class TestMember:
 
     def test_row_of_an_epoch_has_the_means_over_its_steps(self):
         class Recorder(Spy):
+            rows = []  # noqa: RUF012
+
             def update(self, *arguments):
                 update = super().update(*arguments)
                 correct = (update.output.argmax(1) == arguments[1].labels).double().mean()
-                self.rows = [
-                    *getattr(self, "rows", []),
-                    (update.loss.item(), correct.item(), update.gradient_norm.item()),
-                ]
+                self.rows.append((update.loss.item(), correct.item(), update.gradient_norm.item()))
                 return update
 
         spy = Recorder("grad_norm")
