@@ -123,13 +123,10 @@ class Evaluation:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Inside, attention takes the MATH kernel: the others have no second derivative. In a tenth of sdpa_kernel's time."""
+    """Inside, attention takes the MATH kernel: the others have no second derivative. Faster than ``sdpa_kernel``."""
     kernels = torch.backends.cuda
-    flash, efficient, cudnn = (
-        kernels.flash_sdp_enabled(),
-        kernels.mem_efficient_sdp_enabled(),
-        kernels.cudnn_sdp_enabled(),
-    )
+    flash, efficient = kernels.flash_sdp_enabled(), kernels.mem_efficient_sdp_enabled()
+    cudnn = kernels.cudnn_sdp_enabled()
     math = kernels.math_sdp_enabled()
     kernels.enable_flash_sdp(False)
     kernels.enable_mem_efficient_sdp(False)

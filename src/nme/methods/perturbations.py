@@ -1,4 +1,7 @@
-"""Methods whose gradient is taken at displaced parameters: SAM and weight noise (docs/theory.md, §6.4 and docs/theory.md, §6.6)."""
+"""SAM and weight noise: the gradient at displaced parameters.
+
+See docs/theory.md, §6.4 and docs/theory.md, §6.6.
+"""
 
 from __future__ import annotations
 
