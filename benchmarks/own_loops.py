@@ -42,9 +42,11 @@ def steps_of(model: nn.Module, batch: tuple, davda54: str | None) -> dict[str, C
     import pytorch_optimizer
 
     from nme.derivatives.batch import Batch
+    from nme.derivatives.losses import loss_of
     from nme.methods import GradientPenalty, Sam
 
     loss, (x, y) = nn.CrossEntropyLoss(), batch
+    closed = loss_of(loss)
 
     def through_api(method):
         own = deepcopy(model)
@@ -62,7 +64,8 @@ def steps_of(model: nn.Module, batch: tuple, davda54: str | None) -> dict[str, C
         optimizer = torch.optim.SGD(own.parameters(), **OPTIONS)
 
         def step():
-            update = method.update(own, Batch(x, y), RHO, method.generator)
+            optimizer.zero_grad()
+            update = method.update(own, Batch(x, y, loss=closed), RHO, method.generator)
             for p, d in zip(own.parameters(), update.direction, strict=True):
                 p.grad = d
             optimizer.step()

@@ -418,6 +418,16 @@ def test_what_cannot_be_used_is_one_sentence(call, message):
     assert "\n" not in str(found.value)
 
 
+def test_a_layer_without_third_derivative_is_one_sentence():
+    model = nn.Sequential(
+        nn.Linear(4, 3), nn.Unflatten(1, (1, 3)), nn.InstanceNorm1d(1), nn.Flatten(), nn.Tanh()
+    ).double()
+    for method in (HessianTrace(0.1), GaussNewtonTraceByProbes(0.1)):
+        with pytest.raises(NmeError, match="no derivative of order 3"):
+            method.backward(model, nn.MSELoss(), batch_for("mse"))
+    GradientPenalty(0.1).backward(model, nn.MSELoss(), batch_for("mse"))
+
+
 def test_half_precision_autocast_is_refused():
     with torch.autocast("cpu", torch.float16), pytest.raises(NmeError, match="float16"):
         wrong()

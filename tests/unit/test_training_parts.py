@@ -356,13 +356,13 @@ class TestMember:
         assert accuracy == pytest.approx((logits.argmax(1) == test.labels.numpy()).mean(), rel=1e-12)
 
     def test_row_of_an_epoch_has_the_means_over_its_steps(self):
-        taken = []
-
         class Recorder(Spy):
+            rows = []  # noqa: RUF012
+
             def update(self, *arguments):
                 update = super().update(*arguments)
                 correct = (update.output.argmax(1) == arguments[1].labels).double().mean()
-                taken.append((update.loss.item(), correct.item(), update.gradient_norm.item()))
+                self.rows.append((update.loss.item(), correct.item(), update.gradient_norm.item()))
                 return update
 
         spy = Recorder("grad_norm")
@@ -370,7 +370,7 @@ class TestMember:
         rows = steps(member, 6)
         assert [r is None for r in rows] == [True, True, False] * 2
         for epoch, row in enumerate((rows[2], rows[5])):
-            loss, accuracy, norm = np.mean(taken[3 * epoch : 3 * epoch + 3], axis=0)
+            loss, accuracy, norm = np.mean(spy.rows[3 * epoch : 3 * epoch + 3], axis=0)
             assert (row["seed"], row["epoch"], row["diverged"]) == (4, epoch + 1, False)
             assert row["train_loss"] == pytest.approx(loss, rel=1e-12)
             assert row["train_accuracy"] == pytest.approx(accuracy, rel=1e-12)

@@ -90,9 +90,7 @@ class Evaluation:
             if self.order > 2:
                 stack.enter_context(ElementaryLayerNorm())
             if self.order > 1:
-                from torch.nn.attention import SDPBackend, sdpa_kernel
-
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others have no second derivative
+                stack.enter_context(_plain_attention())
                 if self.facts.recurrent:  # nor have fused recurrent layers
                     stack.enter_context(torch.backends.cudnn.flags(enabled=False))
                     stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # type: ignore[no-untyped-call]
@@ -121,6 +119,26 @@ class Evaluation:
                 _set_random_state(device, state)
             for (buffer, _), value in zip(self._buffers, after, strict=True):
                 buffer.data.copy_(value)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Inside, attention takes the MATH kernel: the others have no second derivative. Faster than ``sdpa_kernel``."""
+    kernels = torch.backends.cuda
+    flash, efficient = kernels.flash_sdp_enabled(), kernels.mem_efficient_sdp_enabled()
+    cudnn = kernels.cudnn_sdp_enabled()
+    math = kernels.math_sdp_enabled()
+    kernels.enable_flash_sdp(False)
+    kernels.enable_mem_efficient_sdp(False)
+    kernels.enable_cudnn_sdp(False)
+    kernels.enable_math_sdp(True)
+    try:
+        yield
+    finally:
+        kernels.enable_flash_sdp(flash)
+        kernels.enable_mem_efficient_sdp(efficient)
+        kernels.enable_cudnn_sdp(cudnn)
+        kernels.enable_math_sdp(math)
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:

@@ -152,7 +152,7 @@ class Method(Named):
 
         network, batch, parameters, autocast = prepared(model, loss, batches, forward, self.order, pieces)
         strength = self._strengths(parameters)
-        with plain_mode(network, autocast):
+        with plain_mode(network, autocast, self.order):
             step = self.update(network, batch, strength, noise or self.generator)
         added_to_grad(parameters, step)
         return step

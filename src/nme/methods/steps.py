@@ -102,14 +102,26 @@ def _autocast(device: str) -> torch.dtype | None:
 
 
 @contextmanager
-def plain_mode(model: nn.Module, autocast: torch.dtype | None) -> Iterator[None]:
-    """Inside, gradients are on, and autocast is off outside of forward passes."""
+def plain_mode(model: nn.Module, autocast: torch.dtype | None, order: int) -> Iterator[None]:
+    """Inside, gradients are on, and autocast is off outside of forward passes.
+
+    Raises:
+        NmeError: PyTorch has no derivative of this order for a layer.
+    """
     with ExitStack() as stack:
         if not torch.is_grad_enabled():
             stack.enter_context(torch.enable_grad())
         if autocast is not None:
             stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
-        yield
+        try:
+            yield
+        except (RuntimeError, NotImplementedError) as error:
+            text = str(error).partition("\n")[0]
+            if any(words in text for words in ("3rd+ order", "is not implemented", "double backward")):
+                raise NmeError(
+                    f"PyTorch has no derivative of order {order} for a layer of the model ({text})"
+                ) from error
+            raise
 
 
 def added_to_grad(parameters: list[nn.Parameter], step: Update) -> None:
