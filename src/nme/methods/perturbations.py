@@ -1,11 +1,4 @@
 """Gradients at displaced parameters: SAM, docs/theory.md, §6.4, and weight noise, docs/theory.md, §6.6."""
-"""Methods whose gradient is taken at displaced parameters: SAM and weight noise (docs/theory.md, §6.4 and docs/theory.md, §6.6)."""
-=======
-"""SAM and weight noise: the gradient at displaced parameters.
-
-See docs/theory.md, §6.4 and docs/theory.md, §6.6.
-"""
->>>>>>> methods
 
 from __future__ import annotations
 
