@@ -10,9 +10,10 @@ from torch import Tensor, distributed
 
 from nme.derivatives import vectors
 from nme.derivatives.batch import Batch, MicroBatches
+from nme.derivatives.combining import AnyBatch
 from nme.derivatives.cross_entropy import draw_labels
 from nme.derivatives.loss import Loss
-from nme.derivatives.products import AnyBatch, Gradient
+from nme.derivatives.products import Gradient
 from nme.derivatives.softmax_loss import CrossEntropy
 from nme.errors import NmeError
 

@@ -13,21 +13,19 @@ second pass computes the first one again, which costs 3 F. ``MicroBatches`` are 
 the L_k weighted by ``Loss.weight``, or their sum for a loss with reduction 'sum'.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.autograd import Function
 
 from nme.derivatives.batch import Batch, MicroBatches
+from nme.derivatives.combining import AnyBatch, mean, mean_over_parts, weighted_mean
 from nme.derivatives.elementary import elementary_batch_norm, has_wrong_third_derivative
 from nme.derivatives.losses import AnyLoss
 from nme.derivatives.modes import cotangents_only, differentiated_twice
 from nme.derivatives.running_statistics import RunningStatistics, frozen_statistics
 from nme.errors import NmeError
-
-AnyBatch = Batch | MicroBatches
 
 
 class _Pairing(Function):
@@ -193,12 +191,12 @@ def batch_gradient(
         targets.append(target)
     assert sums is not None
     if isinstance(batch, MicroBatches):
-        loss, *means, total = _weighted_mean(batch, sums, weights, len(parameters) + 1)
+        loss, *means, total = weighted_mean(batch, sums, weights, len(parameters) + 1)
         weight = float(total)
         share = 1 if batch.items[0].loss.reduction == "sum" else weight
         kept |= {"shares": [w / share for w in weights], "weight": share}
     else:
-        loss, *means = _mean(batch, sums)
+        loss, *means = mean(batch, sums)
         if keep_logits:  # reads the labels of a loss that may ignore some
             plain = batch.evaluation is None
             kept["weight"] = batch.size if plain else float(batch.loss.divisor(outputs[0], targets[0]))
@@ -216,72 +214,6 @@ def _cotangent(part: Batch, z: Tensor, target: Any, loss: Tensor, parameters: li
     if any(other is not None for other in others):
         raise NmeError("the loss depends on parameters directly (expected: only by the model's output)")
     return torch.zeros_like(z) if w is None else w
-
-
-def _weighted_mean(batch: MicroBatches, sums: list[Tensor], weights: list[float], terms: int) -> list[Tensor]:
-    """Means of weighted sums, ``terms`` of them, then of running statistics, each part counting once; the weight."""
-    # In float64 and apart from the sums, which may be in half precision.
-    counts = torch.tensor([sum(weights), len(weights)], dtype=torch.float64, device=sums[0].device)
-    sums = _summed(batch, sums)
-    if batch.group is not None:
-        distributed.all_reduce(counts, group=batch.group)
-    total, parts = counts.tolist()
-    if batch.items[0].loss.reduction == "sum":
-        total = 1.0
-    return [*(s / total for s in sums[:terms]), *(s / parts for s in sums[terms:]), counts[0]]
-
-
-def _summed(batch: MicroBatches, sums: list[Tensor]) -> list[Tensor]:
-    """Sums over all processes; the same bits in each."""
-    if batch.group is None:
-        return sums
-    return _all_reduced(sums, batch.group)
-
-
-def mean_over_parts(
-    batch: AnyBatch, compute: Callable[[Batch], list[Tensor]], shares: list[float] | None = None
-) -> list[Tensor]:
-    """Mean of ``compute`` over the parts of the whole batch; the same in every process.
-
-    Args:
-        batch: in any parts.
-        compute: of one part, one tensor per parameter.
-        shares: ``Gradient.shares``, of ``MicroBatches``.
-    """
-    sums: list[Tensor] | None = None
-    for number, part in enumerate(batch.parts()):
-        if shares is not None and not shares[number]:
-            continue
-        found = compute(part)
-        if shares is not None:
-            found = list(torch._foreach_mul(found, shares[number]))
-        # Not in place: autograd may return the same tensor for two parameters.
-        sums = found if sums is None else list(torch._foreach_add(sums, found))
-    if isinstance(batch, MicroBatches):
-        if sums is None:
-            raise NmeError("no label of the batch counts")
-        return _summed(batch, sums)
-    assert sums is not None
-    return _mean(batch, sums)
-
-
-def _mean(batch: Batch, sums: list[Tensor]) -> list[Tensor]:
-    if batch.split is None:
-        return sums
-    means = list(torch._foreach_div(sums, batch.split.parts))
-    return _all_reduced(means, None) if distributed.is_initialized() else means
-
-
-def _all_reduced(sums: list[Tensor], group: distributed.ProcessGroup | None) -> list[Tensor]:
-    kinds = {s.dtype for s in sums}
-    found = dict[int, Tensor]()
-    for kind in sorted(kinds, key=str):
-        own = [i for i, s in enumerate(sums) if s.dtype == kind]
-        flat = torch.cat([sums[i].reshape(-1) for i in own])
-        distributed.all_reduce(flat, group=group)
-        found |= dict(zip(own, flat.split([sums[i].numel() for i in own]), strict=True))
-    # Copied into the memory order of its parameter; otherwise later steps are slower.
-    return [torch.empty_like(s).copy_(found[i].view_as(s)) for i, s in enumerate(sums)]
 
 
 def hessian_product(

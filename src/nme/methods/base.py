@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from nme.derivatives.combining import AnyBatch
     from nme.derivatives.evaluation import Forward
     from nme.derivatives.loss import Loss
-    from nme.derivatives.products import AnyBatch, Gradient
+    from nme.derivatives.products import Gradient
 
 METHODS: Registry[type[Method]] = Registry("training method")
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from nme.derivatives.products import AnyBatch
+    from nme.derivatives.combining import AnyBatch
 
 
 @METHODS.add

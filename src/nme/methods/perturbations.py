@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from nme.derivatives.products import AnyBatch
+    from nme.derivatives.combining import AnyBatch
 
 
 @METHODS.add

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from nme.derivatives.batch import Batch, MicroBatches
+from nme.derivatives.combining import AnyBatch
 from nme.derivatives.evaluation import Evaluation, Facts, Forward
 from nme.derivatives.loss import Loss
 from nme.derivatives.losses import loss_of
-from nme.derivatives.products import AnyBatch
 from nme.errors import NmeError
 from nme.methods.result import Update
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from nme.derivatives.batch import Batch
-    from nme.derivatives.products import AnyBatch
+    from nme.derivatives.combining import AnyBatch
 
 
 @METHODS.add
@@ -43,7 +43,8 @@ class HessianTrace(Method):
     def update(self, model: nn.Module, batch: AnyBatch, strength: Strength, noise: torch.Generator) -> Update:
         import torch
 
-        from nme.derivatives.products import batch_gradient, mean_over_parts
+        from nme.derivatives.combining import mean_over_parts
+        from nme.derivatives.products import batch_gradient
         from nme.derivatives.taylor import quadratic_form
         from nme.derivatives.vectors import rademacher
 
