@@ -1,4 +1,7 @@
-"""Lanczos: extreme eigenvalues and spectral densities from products alone (docs/theory.md, §7.6; docs/theory.md, §7.7)."""
+"""Lanczos: extreme eigenvalues and spectral densities from products alone.
+
+See docs/theory.md, §7.6 and docs/theory.md, §7.7.
+"""
 
 from dataclasses import dataclass
 from math import inf, isfinite, pi, sqrt
