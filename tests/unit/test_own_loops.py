@@ -435,3 +435,25 @@ def test_half_precision_autocast_is_refused():
 
 def test_every_registered_method_is_tested_here():
     assert {*PENALTIES, Sgd} == set(METHODS.values())
+
+
+def of_weight_norm(old):
+    layer = nn.Linear(3, 4)
+    return nn.utils.weight_norm(layer) if old else nn.utils.parametrizations.weight_norm(layer)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("old", [True, False])
+def test_weight_norm_is_refused_where_it_is_differentiated_twice(old):
+    batch = torch.randn(5, 3), torch.randint(4, (5,))
+    with pytest.raises(NmeError, match="weight_norm"):
+        METHODS["grad_norm"](0.1).backward(of_weight_norm(old), nn.CrossEntropyLoss(), batch)
+    METHODS["sam"](0.1).backward(of_weight_norm(old), nn.CrossEntropyLoss(), batch)
+
+
+@pytest.mark.parametrize("name", ["grad_norm_gn", "gauss_newton_trace_probe"])
+def test_a_loss_without_curvature_is_refused_by_gauss_newton_methods(name):
+    model, batch = nn.Sequential(nn.Linear(3, 4), nn.LogSoftmax(1)), (torch.randn(5, 3), torch.randint(4, (5,)))
+    with pytest.raises(NmeError, match="linear in the model's output"):
+        METHODS[name](0.1).backward(model, nn.NLLLoss(), batch)
+    METHODS["grad_norm"](0.1).backward(model, nn.NLLLoss(), batch)

@@ -28,6 +28,10 @@ class Loss:
         """L, a scalar, whose gradient by autograd is the stable residual."""
         raise NotImplementedError
 
+    def is_linear(self, output: Tensor, target: Tensor) -> bool:
+        """True if L is linear in z, so that G = 0."""
+        return False
+
     def residual(self, output: Tensor, target: Tensor) -> Tensor:
         """∂L/∂z in the shape of z, differentiable in z."""
         return self.summed_residual(output, target) / self.divisor(output, target)

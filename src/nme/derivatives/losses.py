@@ -151,6 +151,10 @@ class AnyLoss(Loss):
             r = _derivative(value, z, create_graph=True)
         return r
 
+    def is_linear(self, output: Tensor, target: Tensor) -> bool:
+        """True if ∂L/∂z does not depend on z, as for ``nll_loss`` of log-probabilities."""
+        return not self.residual(output.detach().requires_grad_(), target).requires_grad
+
     def hessian_product(self, output: Tensor, target: Tensor, vector: Tensor) -> Tensor:
         """(∇²_z L) v in the shape of z; by autograd, differentiable in z and v if z or v requires a gradient."""
         further = torch.is_grad_enabled() and (output.requires_grad or vector.requires_grad)

@@ -22,7 +22,7 @@ from torch.autograd import Function
 from nme.derivatives.batch import Batch, MicroBatches
 from nme.derivatives.combining import AnyBatch, mean, mean_over_parts, weighted_mean
 from nme.derivatives.elementary import elementary_batch_norm, has_wrong_third_derivative
-from nme.derivatives.losses import AnyLoss
+from nme.derivatives.losses import AnyLoss, Loss
 from nme.derivatives.modes import cotangents_only, differentiated_twice
 from nme.derivatives.running_statistics import RunningStatistics, frozen_statistics
 from nme.errors import NmeError
@@ -264,6 +264,7 @@ def gauss_newton_product(model: nn.Module, batch: AnyBatch, clean: Gradient, vec
     def of_part(part: Batch) -> list[Tensor]:
         jacobian = _jacobian(model, part, clean)
         jv = jacobian.along(vector)
+        _refuse_linear(part.loss, jacobian)
         pulled = part.loss.hessian_product(jacobian.logits.detach(), jacobian.target, jv)
         return list(torch.autograd.grad((jacobian.logits * pulled).sum(), clean.parameters, materialize_grads=True))
 
@@ -289,6 +290,7 @@ def gauss_newton_form_gradient(
         jacobian = _jacobian(model, part, clean, third=True)
         z, target, loss = jacobian.logits, jacobian.target, part.loss
         ju = jacobian.along(vector, keep_graph=True)
+        _refuse_linear(loss, jacobian)
         form = (ju * loss.summed_hessian_product(z, target, ju)).sum() / loss.divisor(z, target)
         return list(torch.autograd.grad(form, clean.parameters, retain_graph=True, materialize_grads=True))
 
@@ -305,3 +307,10 @@ def _jacobian(model: nn.Module, part: Batch, clean: Gradient, third: bool = Fals
         jacobian = batch_gradient(model, part, keep_jacobian=True).kept_jacobian
     assert jacobian is not None
     return jacobian
+
+
+def _refuse_linear(loss: Loss, jacobian: Jacobian) -> None:
+    if loss.is_linear(jacobian.logits, jacobian.target):
+        raise NmeError(
+            "the loss is linear in the model's output, so G is 0 (log_softmax? return logits; CrossEntropyLoss)"
+        )

@@ -74,6 +74,11 @@ def _checked(model: nn.Module, parameters: list[nn.Parameter], order: int, distr
             raise NmeError(f"{found} (expected a plain model, or the whole model in DistributedDataParallel)")
         if order > 1 and ("_orig_mod" in module._modules or module._compiled_call_impl is not None):
             raise NmeError("a compiled model has no second derivative (give the model that was compiled)")
+        if (
+            order > 1
+            and "WeightNorm" in f"{_kind(module)} {[type(h).__name__ for h in module._forward_pre_hooks.values()]}"
+        ):
+            raise NmeError("weight_norm has wrong second derivatives in PyTorch (remove it: remove_parametrizations)")
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if distributed and isinstance(module, nn.SyncBatchNorm) and module.training:
                 raise NmeError("SyncBatchNorm in train mode is not supported (expected another batch norm, or none)")
