@@ -152,8 +152,9 @@ class AnyLoss(Loss):
         return r
 
     def is_linear(self, output: Tensor, target: Tensor) -> bool:
-        """True if ∂L/∂z does not depend on z, as for ``nll_loss`` of log-probabilities."""
-        return not self.residual(output.detach().requires_grad_(), target).requires_grad
+        """True if (∇²_z L) v is 0 for a random v, as for ``nll_loss`` of log-probabilities."""
+        random = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+        return not self.hessian_product(output.detach(), target, random).any()
 
     def hessian_product(self, output: Tensor, target: Tensor, vector: Tensor) -> Tensor:
         """(∇²_z L) v in the shape of z; by autograd, differentiable in z and v if z or v requires a gradient."""
