@@ -25,7 +25,7 @@ from nme.methods import METHODS
 PAGES = sorted(page for folder in (".", "docs", "docs/tutorials", "config") for page in (ROOT / folder).glob("*.md"))
 CONFIG = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
 # Programs of others, whose arguments are not checked.
-OTHERS = {"$EDITOR", "cd", "conda", "ls", "source"}
+OTHERS = {"$EDITOR", "cd", "conda", "ls", "source", "tar"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
