@@ -751,3 +751,12 @@ class TestErrors:
         _, batches = example("mlp", GELU)
         with pytest.raises(NmeError, match=r"target has shape \(5,\) \(allowed: \(5, 2\) for outputs \(5, 2, 2\)\)"):
             Curvature(model, CROSS_ENTROPY, batches).gradient()
+
+
+def test_micro_batches_of_a_summed_loss_are_read_once():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 4).double()
+    data = torch.randn(10, 3).double(), torch.randint(4, (10,))
+    whole, parts = (Curvature(model, nn.CrossEntropyLoss(reduction="sum"), data, micro_batch=m) for m in (None, 4))
+    v = torch.randn(whole.size).double()
+    assert relative_error(Hessian(parts) @ v, Hessian(whole) @ v) < 1e-12

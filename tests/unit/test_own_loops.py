@@ -457,3 +457,29 @@ def test_a_loss_without_curvature_is_refused_by_gauss_newton_methods(name):
     with pytest.raises(NmeError, match="linear in the model's output"):
         METHODS[name](0.1).backward(model, nn.NLLLoss(), batch)
     METHODS["grad_norm"](0.1).backward(model, nn.NLLLoss(), batch)
+
+
+@pytest.mark.parametrize("name", ["sgd", "sam", "weight_noise"])
+def test_gradients_of_parameters_that_are_added_are_separate(name):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4, 3))
+
+        def forward(self, x):
+            return functional.linear(x, self.a + self.b)
+
+    torch.manual_seed(0)
+    model, batch = Sum(), (torch.randn(5, 3), torch.randint(4, (5,)))
+    METHODS[name](0.1).backward(model, nn.CrossEntropyLoss(), batch)
+    before = model.b.grad.clone()
+    model.a.grad.mul_(2)
+    assert torch.equal(model.b.grad, before)
+
+
+def test_targets_that_depend_on_parameters_are_refused():
+    model, batch = nn.Linear(3, 4), (torch.randn(5, 3), None)
+    with pytest.raises(NmeError, match="target depends on parameters"):
+        METHODS["sgd"]().backward(
+            model, nn.CrossEntropyLoss(), batch, forward=lambda m, b: (m(b[0]), m(b[0]).flip(0).softmax(1))
+        )

@@ -207,3 +207,36 @@ def test_products_and_sums_follow_the_product_rule():
     constant = Taylor(torch.tensor(2.0))
     assert (constant * constant).parts[1:] == (None, None)
     assert [float(part) for part in (constant * a).parts] == [4, 6, 8]
+
+
+class InPlace(nn.Module):
+    """A sum in place, which changes the value under its other name, too; then an operator without a rule."""
+
+    def __init__(self, further):
+        super().__init__()
+        self.first, self.second, self.further = nn.Linear(3, 3), nn.Linear(3, 2), further
+
+    def forward(self, x):
+        a = self.first(x)
+        h = a
+        h += self.first(x)
+        z = self.second(h + a)
+        return z - x[:, :2] if self.further else z
+
+
+@pytest.mark.parametrize("further", [False, True])
+def test_operators_between_layers(further):
+    torch.manual_seed(0)
+    model = InPlace(further).double()
+    batch = Batch(torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0]))
+    u = [torch.randn_like(p) for p in model.parameters()]
+    names = [n for n, _ in model.named_parameters()]
+
+    def loss(*values):
+        z = torch.func.functional_call(model, dict(zip(names, values, strict=True)), (batch.inputs,))
+        return nn.functional.cross_entropy(z, batch.labels)
+
+    values = tuple(p.detach() for p in model.parameters())
+    _, product = torch.autograd.functional.hvp(loss, values, tuple(u))
+    expected = sum((a * b).sum() for a, b in zip(product, u, strict=True))
+    assert relative_error(quadratic_form(model, batch, u), expected) < 1e-10

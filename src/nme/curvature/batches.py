@@ -63,7 +63,6 @@ class Batches:
             for at in range(0, examples, size):
                 part = slice(at, at + size)
                 yield mapped(inputs, itemgetter(part)), target[part]
-                yield mapped(inputs, itemgetter(part)), target[part]
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:

@@ -23,7 +23,18 @@ def weighted_mean(batch: MicroBatches, sums: list[Tensor], weights: list[float],
     total, parts = counts.tolist()
     if batch.items[0].loss.reduction == "sum":
         total = 1.0
+    if not total:
+        raise NmeError("no label of the batch counts")
     return [*(s / total for s in sums[:terms]), *(s / parts for s in sums[terms:]), counts[0]]
+
+
+def anywhere(batch: MicroBatches, flags: list[bool], device: torch.device) -> list[bool]:
+    """Flags that are set in any process that shares the batch."""
+    if batch.group is None:
+        return flags
+    found = torch.tensor(flags, dtype=torch.float32, device=device)
+    distributed.all_reduce(found, group=batch.group)
+    return [bool(flag) for flag in found.tolist()]
 
 
 def _summed(batch: MicroBatches, sums: list[Tensor]) -> list[Tensor]:

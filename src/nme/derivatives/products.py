@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from nme.derivatives.batch import Batch, MicroBatches
-from nme.derivatives.combining import AnyBatch, mean, mean_over_parts, weighted_mean
+from nme.derivatives.combining import AnyBatch, anywhere, mean, mean_over_parts, weighted_mean
 from nme.derivatives.elementary import elementary_batch_norm, has_wrong_third_derivative
 from nme.derivatives.losses import AnyLoss, Loss
 from nme.derivatives.modes import cotangents_only, differentiated_twice
@@ -191,6 +191,7 @@ def batch_gradient(
         targets.append(target)
     assert sums is not None
     if isinstance(batch, MicroBatches):
+        used = anywhere(batch, used, sums[0].device)
         loss, *means, total = weighted_mean(batch, sums, weights, len(parameters) + 1)
         weight = float(total)
         share = 1 if batch.items[0].loss.reduction == "sum" else weight

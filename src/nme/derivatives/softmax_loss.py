@@ -42,6 +42,8 @@ class CrossEntropy(Loss):
         """L, a scalar, whose gradient by autograd is the stable residual."""
         z, y = self._rows(output, target)
         if y.is_floating_point():
+            if y.requires_grad:
+                raise NmeError("the target depends on parameters (expected a constant: target.detach())")
             total: Tensor = _SoftCrossEntropy.apply(z, self._mass(z, y))
             return total / self.divisor(output, target)
         y, counted = self._counted(y)

@@ -86,6 +86,16 @@ class Taylor:
         second = _sum(_sum(_product(a2, b), _product(a, b2)), None if mixed is None else 2 * mixed)
         return Taylor(a * b, _sum(_product(a1, b), _product(a, b1)), second)
 
+    def __iadd__(self, other: Taylor) -> Taylor:
+        """In place: other names of this value change, too."""
+        self.value, self.first, self.second = (self + other).parts
+        return self
+
+    def __imul__(self, other: Taylor) -> Taylor:
+        """In place, as above."""
+        self.value, self.first, self.second = (self * other).parts
+        return self
+
     @property
     def parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Value, first and second."""
@@ -131,7 +141,7 @@ def quadratic_form(model: nn.Module, batch: Batch, vector: list[Tensor], loss: L
         try:
             with _taylor_layers(model, {id(p): u for p, u in zip(parameters, vector, strict=True)}):
                 z = _output(model, batch.inputs)
-        except NoRuleError:
+        except (NoRuleError, TypeError):  # an operator between layers that Taylor values do not have
             z = None
     if not isinstance(z, Taylor):
         return quadratic_form_by_double_backward(model, batch, parameters, vector, loss)

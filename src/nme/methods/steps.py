@@ -132,12 +132,16 @@ def plain_mode(model: nn.Module, autocast: torch.dtype | None, order: int) -> It
 def added_to_grad(parameters: list[nn.Parameter], step: Update) -> None:
     """Add the direction to ``.grad``, in the memory order of the parameters, which fused optimizers expect."""
     used = step.used or [True] * len(parameters)
+    taken: set[int] = set()
     for p, d, depends in zip(parameters, step.direction, used, strict=True):
         if not depends:
             continue
         if p.grad is not None:
             p.grad += d
+        elif d.data_ptr() in taken:  # autograd returns one tensor for parameters that are only added to each other
+            p.grad = _like(p, d)
         else:
+            taken.add(d.data_ptr())
             p.grad = d if d.stride() == p.stride() and d.dtype == p.dtype else _like(p, d)
 
 
