@@ -483,3 +483,37 @@ def test_targets_that_depend_on_parameters_are_refused():
         METHODS["sgd"]().backward(
             model, nn.CrossEntropyLoss(), batch, forward=lambda m, b: (m(b[0]), m(b[0]).flip(0).softmax(1))
         )
+
+
+class Averaging(nn.Module):
+    """A running scale that is used in the pass that updates it, in place or by a new tensor."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.first, self.last, self.in_place = nn.Linear(4, 6), nn.Linear(6, 3), in_place
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x):
+        h = self.first(x)
+        mean = h.detach().abs().mean()
+        if self.in_place:
+            self.scale.mul_(0.5).add_(0.5 * mean)
+        else:
+            self.scale = 0.5 * self.scale + 0.5 * mean
+        return self.last(torch.tanh(h / self.scale))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_sam_with_a_running_scale_starts_both_passes_from_the_same_one(in_place):
+    batch = batch_for("cross-entropy")
+    model = net(lambda: Averaging(in_place))
+    clean, uphill = deepcopy(model), deepcopy(model)
+    nn.functional.cross_entropy(clean(batch[0]), batch[1]).backward()
+    size = grads(clean).norm()
+    with torch.no_grad():
+        for p, q in zip(uphill.parameters(), clean.parameters(), strict=True):
+            p.add_(STRENGTH * q.grad / size)
+    nn.functional.cross_entropy(uphill(batch[0]), batch[1]).backward()
+    Sam(STRENGTH).backward(model, nn.CrossEntropyLoss(), batch)
+    assert relative_error(grads(model), grads(uphill)) < 1e-9
+    torch.testing.assert_close(model.scale, clean.scale)

@@ -20,12 +20,12 @@ class Facts(NamedTuple):
 
     Attributes:
         device: of the parameters.
-        buffers: that a pass may change, but for batch norm's.
+        owners: modules with buffers that a pass may change, but for batch norm.
         recurrent: True if a layer is recurrent.
     """
 
     device: torch.device
-    buffers: list[Tensor]
+    owners: list[nn.Module]
     recurrent: bool
 
 
@@ -47,7 +47,8 @@ class Evaluation:
     def __init__(self, forward: Forward | None, autocast: torch.dtype | None, order: int, facts: Facts):
         self.forward, self.autocast, self.order, self.facts = forward, autocast, order, facts
         self._generators: dict[torch.device, Tensor] | None = None
-        self._buffers: list[tuple[Tensor, Tensor]] = []  # those that the first pass changed, and their values before
+        # Those that the first pass changed or replaced, and their values before.
+        self._buffers: list[tuple[nn.Module, str, Tensor]] = []
 
     def __call__(self, model: nn.Module, inputs: Any, target: Any = None) -> tuple[Tensor, Any]:
         """Output with its graph, and target.
@@ -99,26 +100,27 @@ class Evaluation:
     @contextmanager
     def _first(self) -> Iterator[None]:
         self._generators = {kind: _random_state(kind) for kind in {torch.device("cpu"), self.facts.device}}
-        before = [(b, b._version, b.clone()) for b in self.facts.buffers]
+        owned = [(m, name, b) for m in self.facts.owners for name, b in m._buffers.items() if b is not None]
+        before = [(m, name, b, b._version, b.clone()) for m, name, b in owned]
         yield
-        self._buffers = [(b, value) for b, version, value in before if b._version != version]
+        self._buffers = [(m, n, v) for m, n, b, version, v in before if m._buffers[n] is not b or b._version != version]
 
     @contextmanager
     def _again(self) -> Iterator[None]:
         assert self._generators is not None
         own = {device: _random_state(device) for device in self._generators}
-        after = [buffer.clone() for buffer, _ in self._buffers]
+        after = [module._buffers[name] for module, name, _ in self._buffers]
         try:
             for device, state in self._generators.items():
                 _set_random_state(device, state)
-            for buffer, before in self._buffers:
-                buffer.data.copy_(before)
+            for module, name, before in self._buffers:  # others: the graph of the first pass may have saved its own
+                module._buffers[name] = before.clone()
             yield
         finally:
             for device, state in own.items():
                 _set_random_state(device, state)
-            for (buffer, _), value in zip(self._buffers, after, strict=True):
-                buffer.data.copy_(value)
+            for (module, name, _), buffer in zip(self._buffers, after, strict=True):
+                module._buffers[name] = buffer
 
 
 @contextmanager

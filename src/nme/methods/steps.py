@@ -66,7 +66,7 @@ def _part(batch: Any, loss: Loss, evaluation: Evaluation) -> Batch:
 
 
 def _checked(model: nn.Module, parameters: list[nn.Parameter], order: int, distributed: bool) -> Facts:
-    buffers: list[Tensor] = []
+    owners: list[nn.Module] = []
     recurrent = False
     for module in model.modules():
         if isinstance(module, DataParallel | DistributedDataParallel) or _kind(module) == "FullyShardedDataParallel":
@@ -87,10 +87,10 @@ def _checked(model: nn.Module, parameters: list[nn.Parameter], order: int, distr
             raise NmeError(f"{_kind(module)} has sparse gradients (expected sparse=False)")
         recurrent = recurrent or isinstance(module, nn.RNNBase)
         if module._buffers:
-            buffers += [b for b in module._buffers.values() if b is not None]
+            owners.append(module)
     if any(hasattr(p, "device_mesh") for p in parameters):
         raise NmeError("sharded parameters (FSDP, DTensor) are not supported (expected DistributedDataParallel)")
-    return Facts(parameters[0].device, buffers, recurrent)
+    return Facts(parameters[0].device, owners, recurrent)
 
 
 def _kind(module: nn.Module) -> str:
