@@ -18,13 +18,16 @@ SIZES = [2, 5]
 def directions(rank=None):
     """``.grad`` after a step, by method and loss; of one process's rows, or of the whole batch."""
     found = {}
-    for kind, loss in CASES:
-        batch = batch_for(loss, size=sum(SIZES))
+    kinds = dict.fromkeys(kind for kind, _ in CASES)
+    for kind, loss in [*CASES, *((kind, "ignored by one process") for kind in kinds)]:
+        batch = batch_for(loss if loss in LOSSES else "cross-entropy", size=sum(SIZES))
+        if loss not in LOSSES:
+            batch = batch[0], batch[1].index_fill(0, torch.arange(SIZES[0]), -100)
         model = net()
         if rank is not None:
             batch = tuple(t.split(SIZES)[rank] for t in batch)
         used = model if rank is None else DistributedDataParallel(model, find_unused_parameters=True)
-        step = kind(STRENGTH).backward(used, LOSSES[loss], batch)
+        step = kind(STRENGTH).backward(used, LOSSES.get(loss, LOSSES["cross-entropy"]), batch)
         found[kind.name, loss] = (grads(model), step.loss, step.gradient_norm)
     return found
 

@@ -45,13 +45,14 @@ def _summed(batch: MicroBatches, sums: list[Tensor]) -> list[Tensor]:
 
 
 def mean_over_parts(
-    batch: AnyBatch, compute: Callable[[Batch], list[Tensor]], shares: list[float] | None = None
+    batch: AnyBatch, compute: Callable[[Batch], list[Tensor]], like: list[Tensor], shares: list[float] | None = None
 ) -> list[Tensor]:
     """Mean of ``compute`` over the parts of the whole batch; the same in every process.
 
     Args:
         batch: in any parts.
         compute: of one part, one tensor per parameter.
+        like: tensors of the parameters' shapes, for a process none of whose labels count.
         shares: ``Gradient.shares``, of ``MicroBatches``.
     """
     sums: list[Tensor] | None = None
@@ -64,9 +65,7 @@ def mean_over_parts(
         # Not in place: autograd may return the same tensor for two parameters.
         sums = found if sums is None else list(torch._foreach_add(sums, found))
     if isinstance(batch, MicroBatches):
-        if sums is None:
-            raise NmeError("no label of the batch counts")
-        return _summed(batch, sums)
+        return _summed(batch, [torch.zeros_like(t) for t in like] if sums is None else sums)
     assert sums is not None
     return mean(batch, sums)
 

@@ -247,7 +247,7 @@ def hessian_product(
         options = {"retain_graph": keep_graph, "materialize_grads": True}
         return list(torch.autograd.grad(pairing(outputs, vectors), clean.parameters, **options))
 
-    return mean_over_parts(batch, of_part, clean.shares)
+    return mean_over_parts(batch, of_part, clean.gradient, clean.shares)
 
 
 def gauss_newton_product(model: nn.Module, batch: AnyBatch, clean: Gradient, vector: list[Tensor]) -> list[Tensor]:
@@ -269,7 +269,7 @@ def gauss_newton_product(model: nn.Module, batch: AnyBatch, clean: Gradient, vec
         pulled = part.loss.hessian_product(jacobian.logits.detach(), jacobian.target, jv)
         return list(torch.autograd.grad((jacobian.logits * pulled).sum(), clean.parameters, materialize_grads=True))
 
-    return mean_over_parts(batch, of_part, clean.shares)
+    return mean_over_parts(batch, of_part, clean.gradient, clean.shares)
 
 
 def gauss_newton_form_gradient(
@@ -295,7 +295,7 @@ def gauss_newton_form_gradient(
         form = (ju * loss.summed_hessian_product(z, target, ju)).sum() / loss.divisor(z, target)
         return list(torch.autograd.grad(form, clean.parameters, retain_graph=True, materialize_grads=True))
 
-    return mean_over_parts(batch, of_part, clean.shares)
+    return mean_over_parts(batch, of_part, clean.gradient, clean.shares)
 
 
 def _jacobian(model: nn.Module, part: Batch, clean: Gradient, third: bool = False) -> Jacobian:

@@ -60,7 +60,7 @@ class HessianTrace(Method):
                 form = quadratic_form(model, part, u)
                 return list(torch.autograd.grad(form, parameters, materialize_grads=True))
 
-            penalty = mean_over_parts(batch, slope, clean.shares)
+            penalty = mean_over_parts(batch, slope, clean.gradient, clean.shares)
             direction = list(torch._foreach_add(direction, penalty, alpha=strength / 2 / self.k))
         return finished(direction, clean)
 
