@@ -517,3 +517,22 @@ def test_sam_with_a_running_scale_starts_both_passes_from_the_same_one(in_place)
     Sam(STRENGTH).backward(model, nn.CrossEntropyLoss(), batch)
     assert relative_error(grads(model), grads(uphill)) < 1e-9
     torch.testing.assert_close(model.scale, clean.scale)
+
+
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_parameters_of_two_dtypes(kind):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6).float(), nn.Linear(6, 3).double()
+
+        def forward(self, x):
+            return self.last(torch.tanh(self.first(x.float())).double())
+
+    torch.manual_seed(0)
+    model, batch = Mixed(), batch_for("cross-entropy")
+    wide = deepcopy(model).double()
+    wide.forward = lambda x: wide.last(torch.tanh(wide.first(x)))
+    for one in (model, wide):
+        kind(STRENGTH).backward(one, nn.CrossEntropyLoss(), batch)
+    assert relative_error(torch.cat([p.grad.double().flatten() for p in model.parameters()]), grads(wide)) < 1e-5

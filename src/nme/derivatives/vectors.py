@@ -53,7 +53,7 @@ def normal(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tens
 
 def _shaped(parameters: list[nn.Parameter], entries: Tensor) -> list[Tensor]:
     parts = entries.to(parameters[0].dtype).split([p.numel() for p in parameters])
-    return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+    return [part.view_as(p).to(p.dtype) for part, p in zip(parts, parameters, strict=True)]
 
 
 def uniform(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
@@ -65,7 +65,10 @@ def uniform(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
 @torch.no_grad()
 def norm(tensors: list[Tensor]) -> Tensor:
     """Euclidean norm of all entries together, accumulated and returned in float32 or wider; without graph."""
-    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    wide = torch.float32
+    for t in tensors:
+        wide = torch.promote_types(wide, t.dtype)
     # In pieces: on a CPU a sum of 10⁶ squares in float32 is off by 10⁻⁴.
     pieces = [piece for t in tensors for piece in ((t,) if t.numel() <= 2**16 else t.reshape(-1).split(2**16))]
+    pieces = [piece if piece.dtype == pieces[0].dtype else piece.to(wide) for piece in pieces]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(pieces, dtype=wide)))
