@@ -148,7 +148,7 @@ def disk(tmp_path):
     try:
         yield FullDisk(path)
     finally:
-        subprocess.run(["umount", str(path)], check=True)
+        subprocess.run(["umount", "--lazy", str(path)], check=True)  # a process may still be ending
 
 
 def nme(*arguments: str) -> subprocess.CompletedProcess:
