@@ -114,19 +114,16 @@ class Estimate:
 
     def _pace(self, root: Path) -> Pace:
         project, scale, pace = self.project, self.project.config.scale, Pace()
-        for cell, seeds in {
-            job for f in project.figures.values() for job in (training_jobs(f, project.scale) if f.grid else [])
-        }:
+        for cell, seeds in {job for f in project.figures.values() for job in training_jobs(f, project.scale)}:
             asked = self.kept.get(cell, {})
-            trained = train_spec(project.scale.recipes[cell.recipe], cell, seeds, cells.snapshots(asked))
-            seconds = self._seconds_of(root / metrics_path(scale, cell, seeds), trained)
+            spec: Spec = train_spec(project.scale.recipes[cell.recipe], cell, seeds, cells.snapshots(asked))
+            seconds = self._seconds_of(root / metrics_path(scale, cell, seeds), spec)
             if seconds is not None:
                 pace.learn("train", cell, seconds, self._training(cell, seeds))
-            seconds = (
-                self._seconds_of(root / measured_path(scale, cell, seeds), measure_spec(project, cell, seeds, asked))
-                if asked
-                else None
-            )
+            if not asked:
+                continue
+            spec = measure_spec(project, cell, seeds, asked)
+            seconds = self._seconds_of(root / measured_path(scale, cell, seeds), spec)
             if seconds is not None:
                 pace.learn("measure", cell, seconds, self._measuring(cell, seeds))
         return pace

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from nme.derivatives.batch import Batch, MicroBatches
 from nme.derivatives.combining import AnyBatch
@@ -17,6 +19,9 @@ from nme.derivatives.loss import Loss
 from nme.derivatives.losses import loss_of
 from nme.errors import NmeError
 from nme.methods.result import Update
+
+# As a parametrisation, and as a hook.
+WEIGHT_NORMS = (_WeightNorm, WeightNorm)
 
 Prepared = tuple[nn.Module, AnyBatch, list[nn.Parameter], "torch.dtype | None"]
 
@@ -74,10 +79,7 @@ def _checked(model: nn.Module, parameters: list[nn.Parameter], order: int, distr
             raise NmeError(f"{found} (expected a plain model, or the whole model in DistributedDataParallel)")
         if order > 1 and ("_orig_mod" in module._modules or module._compiled_call_impl is not None):
             raise NmeError("a compiled model has no second derivative (give the model that was compiled)")
-        if (
-            order > 1
-            and "WeightNorm" in f"{_kind(module)} {[type(h).__name__ for h in module._forward_pre_hooks.values()]}"
-        ):
+        if order > 1 and any(isinstance(part, WEIGHT_NORMS) for part in (module, *module._forward_pre_hooks.values())):
             raise NmeError("weight_norm has wrong second derivatives in PyTorch (remove it: remove_parametrizations)")
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if distributed and isinstance(module, nn.SyncBatchNorm) and module.training:
