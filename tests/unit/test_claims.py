@@ -263,7 +263,8 @@ def test_a_summary_comes_first(outputs):
     r = rows.iloc[0]
     assert body[2][1] == f"<b>supported</b><br>{r.effect:+.1f} [{r.low:+.1f}, {r.high:+.1f}]"
     assert body[2][2].startswith("<b>not supported</b><br>")
-    assert body[3][1].count(";") == 1, "two contrasts"
+    two = rows[(rows["claim"] == 7) & (rows["panel"] == "Panel one")]
+    assert [f"{name}: " in body[3][1] for name in two["contrast"]] == [True, True], "two contrasts, named"
     assert body[5][2].strip() == "–", "a claim that was not tried on a recipe"
 
 

@@ -69,7 +69,9 @@ def readers_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The summary: one row per claim, one column per recipe with the effects, 95 % intervals and the verdict.
+    """The summary: one row per claim, one column per recipe with the verdict, the effects and 95 % intervals.
+
+    Effects are named where a claim has several.
 
     Args:
         rows: from ``decide``.
@@ -81,8 +83,10 @@ def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
         for recipe, panel in recipes.itertuples(index=False):
             own = claim[claim["recipe"] == recipe]
             title = panel if (recipes["panel"] == panel).sum() == 1 else recipe
-            effects = "; ".join(_short(r) for r in own.itertuples())
-            line[html.escape(title)] = f"<b>{own['verdict'].iloc[0]}</b><br>{effects}" if len(own) else "–"
+            effects = [_short(r) for r in own.itertuples()]
+            if len(own) > 1:
+                effects = [f"{html.escape(name)}: {text}" for name, text in zip(own["contrast"], effects, strict=True)]
+            line[html.escape(title)] = "<br>".join([f"<b>{own['verdict'].iloc[0]}</b>", *effects]) if len(own) else "–"
         found.append(line)
     return pd.DataFrame(found)
 
