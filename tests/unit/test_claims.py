@@ -11,7 +11,7 @@ import pytest
 from claims_examples import PENALTY, SGD, STRONG, claim_of, contrast_of, differing, spec_of, table_of, traces_of
 from scipy.stats import ttest_1samp, ttest_ind
 
-from nme.claims.report import overall, readers_table
+from nme.claims.report import overall, readers_table, signed
 from nme.claims.verdicts import decide
 from nme.errors import NmeError
 from nme.outputs import parquet
@@ -261,11 +261,16 @@ def test_a_summary_comes_first(outputs):
     assert [cell.strip() for cell in body[0]] == ["claim", "Panel one", "Panel other"]
     assert [line[0].strip() for line in body[2:]] == ["1. Claim 1.", "7. Claim 7.", "9. Claim 9.", "10. Claim 10."]
     r = rows.iloc[0]
-    assert body[2][1] == f"<b>supported</b><br>{r.effect:+.1f} [{r.low:+.1f}, {r.high:+.1f}]"
+    assert body[2][1] == f"<b>supported</b><br>{signed(r.effect)} [{signed(r.low)}, {signed(r.high)}]"
     assert body[2][2].startswith("<b>not supported</b><br>")
     two = rows[(rows["claim"] == 7) & (rows["panel"] == "Panel one")]
     assert [f"{name}: " in body[3][1] for name in two["contrast"]] == [True, True], "two contrasts, named"
     assert body[5][2].strip() == "–", "a claim that was not tried on a recipe"
+
+
+def test_signs_of_numbers():
+    assert [signed(v) for v in (0.25, -0.25, -0.04, 12)] == ["+0.2", "−0.2", "0.0", "+12.0"]
+    assert signed(-0.236, 2) == "−0.24"
 
 
 def test_the_page_says_the_same(outputs):

@@ -91,22 +91,28 @@ def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def signed(value: float, digits: int = 1) -> str:
+    """The number with its sign and these digits after the point, as ``−0.2``; 0 has no sign."""
+    rounded = round(float(value), digits)
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
+
+
 def _short(row: Row) -> str:
     unit = "" if row.unit == "points" else " %"
     chosen = f" at {row.cell}" if row.cell else ""
-    interval = f" [{row.low:+.1f}, {row.high:+.1f}]" if np.isfinite(row.low) else ""
-    return f"{row.effect:+.1f}{unit}{interval}{chosen}" if np.isfinite(row.effect) else "no pair of seeds"
+    interval = f" [{signed(row.low)}, {signed(row.high)}]" if np.isfinite(row.low) else ""
+    return f"{signed(row.effect)}{unit}{interval}{chosen}" if np.isfinite(row.effect) else "no pair of seeds"
 
 
 def _line(row: Row) -> str:
     unit = "points" if row.unit == "points" else "%"
-    effect = f"{row.effect:+.1f} {unit}" if np.isfinite(row.effect) else "no pair of seeds without divergence"
+    effect = f"{signed(row.effect)} {unit}" if np.isfinite(row.effect) else "no pair of seeds without divergence"
     parts = [effect, f" at {row.cell}" if row.cell else ""]
     if np.isfinite(row.low):
-        parts += [f" [{row.low:+.1f}, {row.high:+.1f}]"]
-        parts += [f" {{{row.low_simultaneous:+.1f}, {row.high_simultaneous:+.1f}}}"]
+        parts += [f" [{signed(row.low)}, {signed(row.high)}]"]
+        parts += [f" {{{signed(row.low_simultaneous)}, {signed(row.high_simultaneous)}}}"]
     if np.isfinite(row.effect_logit):
-        parts += [f", logit {row.effect_logit:+.2f}"]
+        parts += [f", logit {signed(row.effect_logit, 2)}"]
     if row.diverged_plus or row.diverged_minus:
         parts += [f", diverged {row.diverged_plus} against {row.diverged_minus} of {row.seeds} seeds"]
     return "".join(parts)
