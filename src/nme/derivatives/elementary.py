@@ -1,4 +1,4 @@
-"""Normalisation in elementary operations, where third derivatives are taken: PyTorch's own are wrong there."""
+"""Normalisation in elementary operations, for third derivatives, where PyTorch's own are wrong, and for compilers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def elementary_batch_norm(model: nn.Module | None) -> Iterator[None]:
     layers = [] if model is None else [m for m in model.modules() if _in_train_mode(m) and _is_plain(m)]
     try:
         for layer in layers:
-            layer.forward = partial(_normalised, layer)  # type: ignore[method-assign]
+            layer.forward = partial(_normalised, layer)  # type: ignore[method-assign]  # deleted below
         yield
     finally:
         for layer in layers:
@@ -76,7 +76,7 @@ def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     """Batch norm of x (B, C, ...) by its own mean and variance, with derivatives of every order and mode.
 
     Args:
-        x: not in half precision, in which means are off.
+        x: in the precision to compute in.
         weight: (C,); None: 1.
         bias: (C,); None: 0.
         eps: ε.
