@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nme.derivatives.attention import plain_attention
 from nme.derivatives.batch_norm import BatchNorm1d, BatchNorm2d
 from nme.derivatives.convolutions import Conv1d, Conv2d
 from nme.derivatives.modes import cotangents_only, differentiated_twice
@@ -106,6 +108,12 @@ def test_batch_norm_leaves_the_running_statistics_that_pytorch_leaves(kind):
     assert torch.equal(ours.eval()(x), theirs.eval()(x))
 
 
+@pytest.mark.parametrize("kind", [BatchNorm1d, nn.BatchNorm1d])
+def test_a_single_value_per_channel_is_refused_as_by_pytorch(kind):
+    with pytest.raises(ValueError, match=r"more than 1 value per channel .* torch.Size\(\[1, 3\]\)"):
+        kind(3)(torch.ones(1, 3))
+
+
 @pytest.mark.parametrize("shift", [0, 20])
 def test_batch_norm_in_bfloat16_loses_its_rounding_and_no_more(shift):
     """Second derivatives too, where the mean is much larger than the deviation."""
@@ -122,6 +130,20 @@ def test_batch_norm_in_bfloat16_loses_its_rounding_and_no_more(shift):
 
     for found, expected in zip(products(torch.bfloat16), products(torch.float64), strict=True):
         assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+def test_attention_takes_the_math_kernel_alone_and_then_those_it_took_before():
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
+        before = allowed_kernels()
+        with plain_attention():
+            inside = allowed_kernels()
+        assert allowed_kernels() == before == {"flash", "mem_efficient"}
+    assert inside == {"math"}
+
+
+def allowed_kernels():
+    names = torch.nn.attention._backend_names
+    return {name for name in names if getattr(torch._C, f"_get_{name}_sdp_enabled")()}
 
 
 def test_batch_norm_refuses_derivatives_that_it_does_not_have():
@@ -161,7 +183,7 @@ def test_products_of_signals_are_those_of_pytorch(length, kernel, stride, paddin
     products = Products(stride, padding)
     x, weight, bias = x.detach(), layer.weight.detach(), layer.bias.detach()
     torch.testing.assert_close(products.convolve(x, weight, bias), y.detach())
-    for mask in ((True, True, True), (False, True, False), (True, False, True)):
+    for mask in ((True, True, True), (False, True, False), (True, False, True), (False, False, True)):
         found = products.pull(to_y, x, weight, mask)
         for here, pytorch, asked in zip(found, expected, mask, strict=True):
             assert (here is None) is not asked

@@ -250,7 +250,7 @@ class Curvature:
     def split(self, vector: Tensor) -> list[Tensor]:
         """A vector (P,) as one tensor per parameter."""
         # Contiguous: products with a strided vector may be rounded differently.
-        parts = vector.contiguous().split([p.numel() for p in self.parameters])  # type: ignore[no-untyped-call]
+        parts = vector.contiguous().split_with_sizes([p.numel() for p in self.parameters])
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
     # ------------------------------------------------------------ batches

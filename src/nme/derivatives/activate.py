@@ -1,5 +1,7 @@
 """Activations for autodiff and networks, with prescribed second derivatives (docs/theory.md, §5.2)."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.autograd import Function
 
@@ -35,7 +37,7 @@ class _Elementwise(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Activation], output: Tensor) -> None:
         x, activation = inputs
         ctx.save_for_backward(x)
         ctx.save_for_forward(x)
@@ -46,33 +48,35 @@ class _Slope(_Elementwise):
     """φ'(x), with derivative φ''(x)."""
 
     @staticmethod
-    def forward(x: Tensor, activation) -> Tensor:
+    def forward(x: Tensor, activation: Activation) -> Tensor:
         return activation.first(x)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return grad * ctx.activation.second(x), None
 
     @staticmethod
-    def jvp(ctx, tangent, _):
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         (x,) = ctx.saved_tensors
-        return tangent * ctx.activation.second(x)
+        bend: Tensor = ctx.activation.second(x)
+        return tangent * bend
 
 
 class Prescribed(_Elementwise):
     """φ(x) with derivative φ'(x), whose own derivative is the prescribed φ''(x)."""
 
     @staticmethod
-    def forward(x: Tensor, activation) -> Tensor:
+    def forward(x: Tensor, activation: Activation) -> Tensor:
         return activation.value(x)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return grad * _Slope.apply(x, ctx.activation), None
 
     @staticmethod
-    def jvp(ctx, tangent, _):
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         (x,) = ctx.saved_tensors
-        return tangent * _Slope.apply(x, ctx.activation)
+        slope: Tensor = _Slope.apply(x, ctx.activation)
+        return tangent * slope

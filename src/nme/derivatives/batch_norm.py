@@ -14,18 +14,28 @@ Both maps are linear and adjoint to each other, and both are differentiated in x
 ⟨ȳ, ẏ⟩ = ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ + ḃ Σ ȳ (``_Curved``). Double backward and the gradient of Jv need nothing more.
 """
 
+from typing import Any, NoReturn
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn import functional
 
+from nme.derivatives.elementary import batch_norm
 from nme.derivatives.modes import custom_derivatives_disabled, needed_gradients
 
 native_batch_norm_backward = torch.ops.aten.native_batch_norm_backward
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm, with (B, C, ...) inputs; in train mode exact up to second derivatives, in reverse mode."""
+    """Batch norm, with (B, C, ...) inputs; in train mode exact up to second derivatives, in reverse mode.
+
+    Made with running statistics and a momentum; ``frozen_statistics`` only stops their updates.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -33,27 +43,24 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         if custom_derivatives_disabled():
             return self._elementary(x)
         statistics = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
-        functional._verify_batch_size(x.shape)  # PyTorch's error for a single value per channel
+        if x.numel() == x.shape[1]:  # PyTorch's error
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
         if self.track_running_stats:
             self.num_batches_tracked.add_(1)
-        return _Forward.apply(x, self.weight, self.bias, *statistics, self.momentum, self.eps)
+        y: Tensor = _Forward.apply(x, self.weight, self.bias, *statistics, self.momentum, self.eps)
+        return y
 
     def _elementary(self, x: Tensor) -> Tensor:
         """Compute with operations that a compiler can fuse, and that have derivatives of every order and mode."""
-        dtype, others = x.dtype, [d for d in range(x.dim()) if d != 1]
-        x = x.to(torch.promote_types(dtype, torch.float32))
-        mean = x.mean(others, keepdim=True)
-        centred = x - mean
-        variance = centred.square().mean(others, keepdim=True)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        y, mean, variance = batch_norm(wide, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             with torch.no_grad():
                 n = x.numel() / x.shape[1]
                 self.num_batches_tracked.add_(1)
                 self.running_mean.lerp_(mean.flatten(), self.momentum)
                 self.running_var.lerp_(variance.flatten() * n / (n - 1), self.momentum)
-        column = (-1, *(1 for _ in others[1:]))
-        normal = centred * (variance + self.eps).rsqrt()
-        return (normal * self.weight.view(column) + self.bias.view(column)).to(dtype)
+        return y.to(x.dtype)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
@@ -68,14 +75,23 @@ class _Forward(Function):
     """y of x (B, C, ...), w (C,) and b (C,); updates the running statistics."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
         options = True, momentum, eps
         y, mean, scale = torch.native_batch_norm(_rows(x), weight, bias, running_mean, running_var, *options)
         ctx.save_for_backward(x, weight, mean, scale)
         return _unrolled(y, x)
 
     @staticmethod
-    def backward(ctx, y):
+    def backward(ctx: Any, y: Tensor) -> tuple[Tensor | None, ...]:
         pull = _Backward.apply if torch.is_grad_enabled() else _pull
         return *pull(y, *ctx.saved_tensors), None, None, None, None
 
@@ -84,13 +100,15 @@ class _Backward(Function):
     """x̄, w̄ and b̄ of ȳ."""
 
     @staticmethod
-    def forward(ctx, y, x, weight, mean, scale):
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         found = _pull(y, x, weight, mean, scale)
         ctx.save_for_backward(y, x, weight, mean, scale, *found[1:])
         return found
 
     @staticmethod
-    def backward(ctx, x1, w1, b1):
+    def backward(ctx: Any, x1: Tensor, w1: Tensor, b1: Tensor) -> tuple[Tensor | None, ...]:
         y, x, weight, mean, scale, *sums = ctx.saved_tensors
         needed = needed_gradients(ctx.needs_input_grad)
         to_y = _Tangent.apply(x1, w1, b1, x, weight, mean, scale) if needed[0] else None
@@ -103,13 +121,15 @@ class _Tangent(Function):
     """ẏ of ẋ, ẇ and ḃ."""
 
     @staticmethod
-    def forward(ctx, x1, w1, b1, x, weight, mean, scale):
+    def forward(
+        ctx: Any, x1: Tensor, w1: Tensor, b1: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor
+    ) -> Tensor:
         moved, *_ = _pull(x1, x, weight, mean, scale)
         ctx.save_for_backward(x1, w1, x, weight, mean, scale)
         return _sum(x, (moved, None), (x, w1 * scale), (None, b1 - w1 * scale * mean))
 
     @staticmethod
-    def backward(ctx, y):
+    def backward(ctx: Any, y: Tensor) -> tuple[Tensor | None, ...]:
         x1, w1, x, weight, mean, scale = ctx.saved_tensors
         to_x1, to_w1, to_b1 = _Backward.apply(y, x, weight, mean, scale)
         if not any(ctx.needs_input_grad[3:5]):
@@ -128,13 +148,24 @@ class _Curved(Function):
     """
 
     @staticmethod
-    def forward(ctx, y, y_times_normal, y_sum, x1, w1, x, weight, mean, scale):
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        y_times_normal: Tensor,
+        y_sum: Tensor,
+        x1: Tensor,
+        w1: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         n = x.numel() / x.shape[1]
         a, y_mean = y_times_normal / n, y_sum / n
-        _, x1_times_normal, x1_sum = _pull(x1, x, weight, mean, scale, to_x=False)
+        x1_times_normal, x1_sum = _sums(x1, x, weight, mean, scale)
         a1, x1_mean = x1_times_normal / n, x1_sum / n
         # The kernel's Σ ȳ (x − mean) r, with ẋ for x, mean 0 and r = 1: a product and its sums in one pass.
-        _, products, _ = _pull(y, x1, weight, torch.zeros_like(mean), torch.ones_like(mean), to_x=False)
+        products, _ = _sums(y, x1, weight, torch.zeros_like(mean), torch.ones_like(mean))
         c = products / n - y_mean * x1_mean
         bend = -weight * scale * scale
         slope = w1 * scale
@@ -145,19 +176,28 @@ class _Curved(Function):
         return to_x, n * scale * (c - a * a1)
 
     @staticmethod
-    def backward(ctx, *_):
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
         raise NotImplementedError("batch norm in train mode has no derivatives of third order here")
 
 
-def _pull(
-    y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, to_x: bool = True
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Compute x̄ = w P(ȳ), Σ ȳ x̂ and Σ ȳ with PyTorch's kernel; x̄ only if ``to_x``."""
-    options = None, None, mean, scale, True, 0.0, [to_x, True, True]
-    if _rows(x) is x:
-        return native_batch_norm_backward(y, x, weight, *options)
-    moved, *sums = native_batch_norm_backward(y.transpose(1, 2).reshape(-1, y.shape[1]), _rows(x), weight, *options)
-    return _unrolled(moved, x) if to_x else None, *sums
+def _pull(y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x̄ = w P(ȳ), Σ ȳ x̂ and Σ ȳ."""
+    moved, *sums = _kernel(y, x, weight, mean, scale, to_x=True)
+    return _unrolled(moved, x), *sums
+
+
+def _sums(y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ ȳ x̂ and Σ ȳ."""
+    _, times_normal, total = _kernel(y, x, weight, mean, scale, to_x=False)
+    return times_normal, total
+
+
+def _kernel(y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, to_x: bool) -> Any:
+    """PyTorch's kernel: x̄, in rows (``_rows``), or None, and the sums."""
+    rows = _rows(x)
+    if rows is not x:
+        y = y.transpose(1, 2).reshape(-1, y.shape[1])
+    return native_batch_norm_backward(y, rows, weight, None, None, mean, scale, True, 0.0, [to_x, True, True])
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -176,16 +216,15 @@ def _unrolled(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(batch, length, channels).transpose(1, 2)
 
 
-def _sum(like: Tensor, *terms: tuple[Tensor | None, Tensor | None]) -> Tensor:
-    """Σ tensor · factor, (B, C, ...), with one factor per channel; None is 1. The first term must have a tensor.
+def _sum(like: Tensor, start: tuple[Tensor, Tensor | None], *terms: tuple[Tensor | None, Tensor]) -> Tensor:
+    """Σ tensor · factor, (B, C, ...), with one factor per channel; None is 1.
 
     Summed in float32 or wider, since terms may cancel, and returned in the dtype of ``like``.
     """
     column = (-1, *(1 for _ in like.shape[2:]))
-    (first, factor), *rest = terms
-    first = first.to(torch.promote_types(like.dtype, torch.float32))
-    total = first if factor is None else first * factor.view(column)
-    for tensor, factor in rest:
+    first = start[0].to(torch.promote_types(like.dtype, torch.float32))
+    total = first if start[1] is None else first * start[1].view(column)
+    for tensor, factor in terms:
         if tensor is None:
             total.add_(factor.view(column))
         else:

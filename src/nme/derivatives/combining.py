@@ -85,6 +85,6 @@ def _all_reduced(sums: list[Tensor], group: distributed.ProcessGroup | None) -> 
         own = [i for i, s in enumerate(sums) if s.dtype == kind]
         flat = torch.cat([sums[i].reshape(-1) for i in own])
         distributed.all_reduce(flat, group=group)
-        found |= dict(zip(own, flat.split([sums[i].numel() for i in own]), strict=True))
+        found |= dict(zip(own, flat.split_with_sizes([sums[i].numel() for i in own]), strict=True))
     # Copied into the memory order of its parameter; otherwise later steps are slower.
     return [torch.empty_like(s).copy_(found[i].view_as(s)) for i, s in enumerate(sums)]

@@ -5,7 +5,7 @@ Formulas: docs/theory.md, §2.7.
 These kernels are PyTorch's or, for signals on the CPU, those of ``nme.derivatives.signals``.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from nme.derivatives.signals import Products
 convolution_backward = torch.ops.aten.convolution_backward
 
 
-class _TwiceDifferentiable:
+class _TwiceDifferentiable(nn.modules.conv._ConvNd):
     """A layer's ``_conv_forward`` with custom derivatives, used when second derivatives will follow.
 
     PyTorch's double backward always computes all four products, and computes products for weights as convolutions with
@@ -31,20 +31,23 @@ class _TwiceDifferentiable:
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        usual = self.padding_mode == "zeros" and not isinstance(self.padding, str) and x.dim() == weight.dim()
-        kernels = self._kernels(x, weight) if usual and not custom_derivatives_disabled() else None
+        kernels = None if custom_derivatives_disabled() else self._kernels(x, weight)
         if kernels is None:
             return super()._conv_forward(x, weight, bias)
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)  # same as autocast
-        return _Convolution.apply(x, weight, bias, kernels)
+        y: Tensor = _Convolution.apply(x, weight, bias, kernels)
+        return y
 
     def _kernels(self, x: Tensor, weight: Tensor) -> "_Kernels | Products | None":
         """Kernels for the products; None: leave the layer to PyTorch."""
-        plain = self.groups == 1 and self.dilation == (1,) and self.padding < self.kernel_size  # only for signals
+        padding = self.padding
+        if self.padding_mode != "zeros" or isinstance(padding, str) or x.dim() != weight.dim():
+            return None
+        plain = self.groups == 1 and self.dilation == (1,) and padding < self.kernel_size  # only for signals
         wide = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
         if plain and wide and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-            return Products(self.stride[0], self.padding[0])
-        return _Kernels(self.stride, self.padding, self.dilation, self.groups) if expects_second_derivatives() else None
+            return Products(self.stride[0], padding[0])
+        return _Kernels(self.stride, padding, self.dilation, self.groups) if expects_second_derivatives() else None
 
 
 class Conv1d(_TwiceDifferentiable, nn.Conv1d):
@@ -64,7 +67,7 @@ class _Kernels(NamedTuple):
     groups: int
 
     @property
-    def settings(self) -> tuple:
+    def settings(self) -> tuple[Any, ...]:
         """Arguments of the kernels."""
         return self.stride, self.padding, self.dilation, False, (0,) * len(self.stride), self.groups
 
@@ -74,20 +77,21 @@ class _Kernels(NamedTuple):
 
     def pull(self, y: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """x̄, W̄ and b̄ of ȳ, if selected by the mask."""
-        return convolution_backward(y, x, weight, [len(weight)], *self.settings, mask)
+        found: tuple[Tensor | None, ...] = convolution_backward(y, x, weight, [len(weight)], *self.settings, mask)
+        return found
 
 
 class _Convolution(Function):
     """y = W x + b; infinitely differentiable in reverse mode."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, kernels):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kernels: _Kernels | Products) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.kernels = kernels
         return kernels.convolve(x, weight, bias)
 
     @staticmethod
-    def backward(ctx, y):
+    def backward(ctx: Any, y: Tensor) -> tuple[Tensor | None, ...]:
         mask = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled():  # no second derivative: avoid the overhead of a second Function
             return *ctx.kernels.pull(y, *ctx.saved_tensors, mask), None
@@ -98,14 +102,16 @@ class _Pull(Function):
     """x̄, W̄ and b̄ of ȳ, if selected by the mask; None otherwise."""
 
     @staticmethod
-    def forward(ctx, y, x, weight, mask, kernels):
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, ...], kernels: _Kernels | Products
+    ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(y, x, weight)
         ctx.kernels = kernels
         ctx.set_materialize_grads(False)
         return kernels.pull(y, x, weight, mask)
 
     @staticmethod
-    def backward(ctx, x1, w1, b1):
+    def backward(ctx: Any, x1: Tensor | None, w1: Tensor | None, b1: Tensor | None) -> tuple[Tensor | None, ...]:
         y, x, weight = ctx.saved_tensors
         needed = needed_gradients(ctx.needs_input_grad)
         to_y = to_x = to_weight = None
@@ -124,16 +130,24 @@ class _Push(Function):
     """ẏ of ẋ, Ẇ and ḃ; each may be None, but not both ẋ and Ẇ."""
 
     @staticmethod
-    def forward(ctx, x1, w1, b1, x, weight, kernels):
+    def forward(
+        ctx: Any,
+        x1: Tensor | None,
+        w1: Tensor | None,
+        b1: Tensor | None,
+        x: Tensor,
+        weight: Tensor,
+        kernels: _Kernels | Products,
+    ) -> Tensor:
         ctx.save_for_backward(x1, w1, x, weight)
         ctx.kernels = kernels
         if x1 is None:
-            return kernels.convolve(x, w1, b1)
+            return kernels.convolve(x, w1, b1)  # type: ignore[arg-type]  # not both are None
         y = kernels.convolve(x1, weight, b1)
         return y if w1 is None else y.add_(kernels.convolve(x, w1, None))
 
     @staticmethod
-    def backward(ctx, y):
+    def backward(ctx: Any, y: Tensor) -> tuple[Tensor | None, ...]:
         x1, w1, x, weight = ctx.saved_tensors
         needed, to_x, to_weight = ctx.needs_input_grad, None, None
         moved = _Pull.apply(y, x, weight, needed[:3], ctx.kernels) if any(needed[:3]) else (None, None, None)

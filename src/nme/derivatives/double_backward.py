@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nme.derivatives.attention import plain_attention
 from nme.derivatives.batch import Batch
 from nme.derivatives.elementary import ElementaryLayerNorm, elementary_batch_norm
 from nme.derivatives.losses import Loss
@@ -24,9 +25,7 @@ def quadratic_form_by_double_backward(
         vector: u, one tensor per parameter.
         loss: of output and labels; None: the batch's.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with frozen_statistics(model), elementary_batch_norm(model), sdpa_kernel(SDPBackend.MATH), ElementaryLayerNorm():
+    with frozen_statistics(model), elementary_batch_norm(model), plain_attention(), ElementaryLayerNorm():
         z, target = evaluated(model, batch)
         value = (loss or batch.loss).value(z, target)
         gradient = torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True)

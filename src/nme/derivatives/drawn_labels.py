@@ -33,7 +33,7 @@ def later_draws(batch: AnyBatch, clean: Gradient, k: int, noise: torch.Generator
     counts = [torch.zeros(1, dtype=torch.int64, device=clean.loss.device) for _ in range(batch.group.size())]
     distributed.all_gather(counts, torch.full_like(counts[0], own), group=batch.group)
     sizes = [int(count) for count in counts]
-    return vectors.uniform((k, sum(sizes)), noise).split(sizes, 1)[batch.group.rank()]
+    return vectors.uniform((k, sum(sizes)), noise).split_with_sizes(sizes, 1)[batch.group.rank()]
 
 
 def drawn(batch: AnyBatch, clean: Gradient, numbers: Tensor) -> AnyBatch:
@@ -51,7 +51,7 @@ def drawn(batch: AnyBatch, clean: Gradient, numbers: Tensor) -> AnyBatch:
         assert isinstance(clean.logits, Tensor)
         return batch._replace(labels=draw_labels(clean.logits, batch.own(numbers)))
     outputs, parts = _outputs(clean), []
-    pieces = numbers.split([_labels(z) for z in outputs])
+    pieces = numbers.split_with_sizes([_labels(z) for z in outputs])
     for part, z, target, own in zip(batch.parts(), outputs, clean.targets, pieces, strict=True):
         labels = _drawn_like(z, own)
         ignored = _ignore_index(part.loss)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nme.derivatives.attention import plain_attention
 from nme.derivatives.elementary import ElementaryLayerNorm
 from nme.errors import NmeError
 
@@ -91,10 +92,10 @@ class Evaluation:
             if self.order > 2:
                 stack.enter_context(ElementaryLayerNorm())
             if self.order > 1:
-                stack.enter_context(_plain_attention())
+                stack.enter_context(plain_attention())
                 if self.facts.recurrent:  # nor have fused recurrent layers
                     stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-                    stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # type: ignore[no-untyped-call]
+                    stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             yield
 
     @contextmanager
@@ -123,26 +124,6 @@ class Evaluation:
                 module._buffers[name] = buffer
 
 
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Inside, attention takes the MATH kernel: the others have no second derivative. Faster than ``sdpa_kernel``."""
-    kernels = torch.backends.cuda
-    flash, efficient = kernels.flash_sdp_enabled(), kernels.mem_efficient_sdp_enabled()
-    cudnn = kernels.cudnn_sdp_enabled()
-    math = kernels.math_sdp_enabled()
-    kernels.enable_flash_sdp(False)
-    kernels.enable_mem_efficient_sdp(False)
-    kernels.enable_cudnn_sdp(False)
-    kernels.enable_math_sdp(True)
-    try:
-        yield
-    finally:
-        kernels.enable_flash_sdp(flash)
-        kernels.enable_mem_efficient_sdp(efficient)
-        kernels.enable_cudnn_sdp(cudnn)
-        kernels.enable_math_sdp(math)
-
-
 def _called(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
@@ -152,7 +133,8 @@ def _called(model: nn.Module, inputs: Any) -> Any:
 def _random_state(device: torch.device) -> Tensor:
     if device.type == "cpu":
         return torch.get_rng_state()
-    return torch.get_device_module(device).get_rng_state(device)
+    state: Tensor = torch.get_device_module(device).get_rng_state(device)
+    return state
 
 
 def _set_random_state(device: torch.device, state: Tensor) -> None:

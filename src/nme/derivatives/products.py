@@ -13,6 +13,7 @@ second pass computes the first one again, which costs 3 F. ``MicroBatches`` are 
 the L_k weighted by ``Loss.weight``, or their sum for a loss with reduction 'sum'.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,16 +31,16 @@ from nme.errors import NmeError
 
 class _Pairing(Function):
     @staticmethod
-    def forward(ctx, vectors, *outputs):
+    def forward(ctx: Any, vectors: Sequence[Tensor], *outputs: Tensor) -> Tensor:
         ctx.vectors = vectors
         return torch.zeros((), device=outputs[0].device)
 
     @staticmethod
-    def backward(ctx, _):
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
         return None, *ctx.vectors
 
 
-def pairing(outputs: list[Tensor], vectors: list[Tensor]) -> Tensor:
+def pairing(outputs: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
     """A scalar with the derivative of ⟨outputs, vectors⟩ in the outputs, ``vectors``; its value is not computed.
 
     ``torch.autograd.grad`` accepts vectors, too, but then imports a computer algebra system: 0.3 s for every job.
@@ -50,7 +51,8 @@ def pairing(outputs: list[Tensor], vectors: list[Tensor]) -> Tensor:
     for vector, output in zip(vectors, outputs, strict=True):
         if vector.shape != output.shape:
             raise ValueError(f"a vector has shape {tuple(vector.shape)} (allowed: {tuple(output.shape)})")
-    return _Pairing.apply(vectors, *outputs)
+    scalar: Tensor = _Pairing.apply(vectors, *outputs)
+    return scalar
 
 
 class Jacobian(NamedTuple):
@@ -74,10 +76,10 @@ class Jacobian(NamedTuple):
         Cost: 2 F, for each layer one product forward and one with v's part, on the kept graph of g. Forward mode would
         compute z again.
         """
-        # Always retained: the graph of the logits is still needed.
-        options = {"retain_graph": True, "create_graph": keep_graph}
-        with cotangents_only():
-            return torch.autograd.grad(pairing(self.pulled, vector), self.cotangent, **options)[0]
+        form = pairing(self.pulled, vector)
+        with cotangents_only():  # always retained: the graph of the logits is still needed
+            (jv,) = torch.autograd.grad(form, self.cotangent, retain_graph=True, create_graph=keep_graph)
+        return jv
 
 
 class Gradient(NamedTuple):
@@ -115,10 +117,13 @@ def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
 
     The loss and all norms, computed from z, are then in float32 or wider, and so are gradients of parameters.
     """
+    z: Tensor
     if inputs.dtype != torch.bfloat16:
-        return model(inputs)
+        z = model(inputs)
+        return z
     with torch.autocast(inputs.device.type, torch.bfloat16):
-        return model(inputs).float()
+        z = model(inputs).float()
+    return z
 
 
 def evaluated(model: nn.Module, part: Batch) -> tuple[Tensor, Any]:
@@ -152,7 +157,7 @@ def batch_gradient(
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     weighted = isinstance(batch, MicroBatches)
-    statistics = RunningStatistics(model if weighted or batch.split else None)
+    statistics = RunningStatistics(None if isinstance(batch, Batch) and batch.split is None else model)
     parts = batch.parts()
     one = len(parts) == 1
     outputs, targets, weights, sums = [], [], [], None
@@ -170,8 +175,8 @@ def batch_gradient(
             form = (z * w.requires_grad_()).sum()
             found = list(torch.autograd.grad(form, parameters, create_graph=True, allow_unused=True))
         else:
-            options = {"retain_graph": (keep_logits and one) or None, "create_graph": keep_graph and one}
-            found = list(torch.autograd.grad(loss, parameters, allow_unused=True, **options))
+            retain, create = (keep_logits and one) or None, keep_graph and one
+            found = list(torch.autograd.grad(loss, parameters, None, retain, create, allow_unused=True))
         used = [before or g is not None for before, g in zip(used, found, strict=True)]
         found = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
         if one:
@@ -244,8 +249,8 @@ def hessian_product(
         if not pairs:
             return [torch.zeros_like(p) for p in clean.parameters]
         outputs, vectors = zip(*pairs, strict=True)
-        options = {"retain_graph": keep_graph, "materialize_grads": True}
-        return list(torch.autograd.grad(pairing(outputs, vectors), clean.parameters, **options))
+        form = pairing(outputs, vectors)
+        return list(torch.autograd.grad(form, clean.parameters, retain_graph=keep_graph, materialize_grads=True))
 
     return mean_over_parts(batch, of_part, clean.gradient, clean.shares)
 

@@ -17,8 +17,8 @@ class RunningStatistics:
         modules = model.modules() if model else ()
         layers = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         layers = [m for m in layers if m.training and m.track_running_stats]
-        self.counts = [m.num_batches_tracked for m in layers]
-        self.buffers = [buffer for m in layers for buffer in (m.running_mean, m.running_var)]
+        self.counts = [m.num_batches_tracked for m in layers if m.num_batches_tracked is not None]
+        self.buffers = [b for m in layers for b in (m.running_mean, m.running_var) if b is not None]
         self.before = [buffer.clone() for buffer in (*self.counts, *self.buffers)]
 
     def begin(self) -> None:

@@ -43,32 +43,33 @@ class Products(NamedTuple):
     def pull(self, y: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """x̄, W̄ and b̄ of ȳ, if selected by the mask."""
         to_x = to_weight = None
-        blocks = _blocks(x.shape[2], weight.shape[2], *self, of_inputs=mask[0])
-        rows = blocks.outputs.rows(y) if mask[0] or mask[1] else None
-        if mask[0]:
-            to_x = (rows @ blocks.matrix(weight).t()).view(len(x), -1, x.shape[1])[:, : x.shape[2]].transpose(1, 2)
-        if mask[1]:
-            to_weight = blocks.to_weight(blocks.inputs.rows(x), rows, weight)
+        if mask[0] or mask[1]:
+            blocks = _blocks(x.shape[2], weight.shape[2], *self, of_inputs=mask[0])
+            rows = blocks.outputs.rows(y)
+            if mask[0]:
+                to_x = (rows @ blocks.matrix(weight).t()).view(len(x), -1, x.shape[1])[:, : x.shape[2]].transpose(1, 2)
+            if mask[1]:
+                to_weight = blocks.to_weight(blocks.inputs.rows(x), rows, weight)
         return to_x, to_weight, y.transpose(1, 2).sum((0, 1)) if mask[2] else None
 
 
 class _Cut(NamedTuple):
-    """``count`` windows of a signal, ``size`` points each, every ``step`` points from ``first``, which may be < 0."""
+    """``number`` windows of a signal, ``size`` points each, every ``step`` points from ``first``, which may be < 0."""
 
     first: int
     size: int
     step: int
-    count: int
+    number: int
 
     def rows(self, x: Tensor) -> Tensor:
-        """(B·count, size·C) of x (B, C, L), with zeros beyond its ends; a view of x if the memory order allows it."""
+        """(B·number, size·C) of x (B, C, L), with zeros beyond its ends; a view of x if the memory order allows it."""
         batch, channels, length = x.shape
         x = x.transpose(1, 2)
-        beyond = self.first + self.step * (self.count - 1) + self.size - length
+        beyond = self.first + self.step * (self.number - 1) + self.size - length
         if self.first or beyond or self.step != self.size:
             x = torch.constant_pad_nd(x, (0, 0, -self.first, max(beyond, 0))).contiguous()
-            x = x.as_strided((batch, self.count, self.size * channels), (x.stride(0), self.step * channels, 1))
-        return x.reshape(batch * self.count, self.size * channels)
+            x = x.as_strided((batch, self.number, self.size * channels), (x.stride(0), self.step * channels, 1))
+        return x.reshape(batch * self.number, self.size * channels)
 
 
 class _Blocks(NamedTuple):

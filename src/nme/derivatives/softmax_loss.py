@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -222,11 +223,11 @@ class _SoftCrossEntropy(torch.autograd.Function):
     """−Σ_c a_c log p_c summed over rows; its derivative is the stable residual, as often as it is taken."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, mass: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, z: Tensor, mass: Tensor) -> Tensor:
         ctx.save_for_backward(z, mass)
         return -(mass * z.log_softmax(1)).sum()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         z, mass = ctx.saved_tensors
         return gradient * _soft_residual(z, mass), None

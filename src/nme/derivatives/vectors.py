@@ -52,13 +52,14 @@ def normal(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tens
 
 
 def _shaped(parameters: list[nn.Parameter], entries: Tensor) -> list[Tensor]:
-    parts = entries.to(parameters[0].dtype).split([p.numel() for p in parameters])
+    parts = entries.to(parameters[0].dtype).split_with_sizes([p.numel() for p in parameters])
     return [part.view_as(p).to(p.dtype) for part, p in zip(parts, parameters, strict=True)]
 
 
 def uniform(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
     """Draw numbers from [0, 1), float64, on the CPU; in pinned memory if the process computes on a GPU."""
-    pinned = torch.cuda.is_initialized()  # a copy to the GPU then waits for nothing
+    # A copy to the GPU then waits for nothing. PyTorch has no types here.
+    pinned = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return torch.rand(shape, generator=stream, dtype=torch.float64, pin_memory=pinned)
 
 
@@ -68,7 +69,10 @@ def norm(tensors: list[Tensor]) -> Tensor:
     wide = torch.float32
     for t in tensors:
         wide = torch.promote_types(wide, t.dtype)
-    # In pieces: on a CPU a sum of 10⁶ squares in float32 is off by 10⁻⁴.
-    pieces = [piece for t in tensors for piece in ((t,) if t.numel() <= 2**16 else t.reshape(-1).split(2**16))]
+    # In pieces: on a CPU a sum of 10⁶ squares in float32 is off by 10⁻⁴. PyTorch has no types for ``split``.
+    pieces: list[Tensor] = []
+    for t in tensors:
+        pieces += (t,) if t.numel() <= 2**16 else t.reshape(-1).split(2**16)  # type: ignore[no-untyped-call]
     pieces = [piece if piece.dtype == pieces[0].dtype else piece.to(wide) for piece in pieces]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(pieces, dtype=wide)))
+    size: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(pieces, dtype=wide)))
+    return size

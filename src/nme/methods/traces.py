@@ -17,10 +17,57 @@ if TYPE_CHECKING:
 
     from nme.derivatives.batch import Batch
     from nme.derivatives.combining import AnyBatch
+    from nme.derivatives.products import Gradient
+
+
+class _Trace(Method):
+    """A trace penalty L + (σ²/2) tr A, with tr A estimated from k draws.
+
+    Attributes:
+        passes: cost in F per draw.
+    """
+
+    symbol = "σ²"
+    parameters = {"k": Parameter(default=1, whole=True)}  # noqa: RUF012
+    passes: int
+
+    k: int
+
+    @property
+    def gradients(self) -> float:  # type: ignore[override]  # depends on k
+        return 1 + self.passes / 3 * self.k
+
+
+class _ProbedTrace(_Trace):
+    """A trace penalty with tr A ≈ (1/k) Σ uᵀAu, for Rademacher probes u: direction g + (1/k) Σ (σ²/2) ∇(uᵀAu)."""
+
+    order = 3
+    needs_jacobian = False
+
+    def form_gradient(self, model: nn.Module, batch: AnyBatch, clean: Gradient, probe: list[Tensor]) -> list[Tensor]:
+        """∇(uᵀAu) for the whole batch, exact."""
+        raise NotImplementedError
+
+    def update(self, model: nn.Module, batch: AnyBatch, strength: Strength, noise: torch.Generator) -> Update:
+        import torch
+
+        from nme.derivatives.products import batch_gradient
+        from nme.derivatives.vectors import rademacher
+
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        probes = [rademacher(parameters, noise) for _ in range(self.k)]
+        if isinstance(strength, list):
+            probes, strength = [times(u, [s**0.5 for s in strength]) for u in probes], 1.0
+        clean = batch_gradient(model, batch, keep_jacobian=self.needs_jacobian)
+        direction = clean.gradient
+        for u in probes:
+            slope = self.form_gradient(model, batch, clean, u)
+            direction = list(torch._foreach_add(direction, slope, alpha=strength / 2 / self.k))
+        return finished(direction, clean)
 
 
 @METHODS.add
-class HessianTrace(Method):
+class HessianTrace(_ProbedTrace):
     """Hessian trace penalty L + (σ²/2) tr H, tr H ≈ (1/k) Σ uᵀHu: direction g + (σ²/2) ∇(uᵀHu), mean over k probes.
 
     Exact third derivatives for each probe (Rademacher): uᵀHu by a forward pass in Taylor arithmetic, its gradient by
@@ -30,43 +77,23 @@ class HessianTrace(Method):
 
     name = "hessian_trace"
     label = "Hessian trace penalty"
-    symbol = "σ²"
-    order = 3
-    parameters = {"k": Parameter(default=1, whole=True)}  # noqa: RUF012
+    passes = 13
 
-    k: int
-
-    @property
-    def gradients(self) -> float:  # type: ignore[override]
-        return 1 + 13 / 3 * self.k
-
-    def update(self, model: nn.Module, batch: AnyBatch, strength: Strength, noise: torch.Generator) -> Update:
+    def form_gradient(self, model: nn.Module, batch: AnyBatch, clean: Gradient, probe: list[Tensor]) -> list[Tensor]:
         import torch
 
         from nme.derivatives.combining import mean_over_parts
-        from nme.derivatives.products import batch_gradient
         from nme.derivatives.taylor import quadratic_form
-        from nme.derivatives.vectors import rademacher
 
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        probes = [rademacher(parameters, noise) for _ in range(self.k)]
-        if isinstance(strength, list):
-            probes, strength = [times(u, [s**0.5 for s in strength]) for u in probes], 1.0
-        clean = batch_gradient(model, batch)
-        direction = clean.gradient
-        for u in probes:
+        def of_part(part: Batch) -> list[Tensor]:
+            form = quadratic_form(model, part, probe)
+            return list(torch.autograd.grad(form, clean.parameters, materialize_grads=True))
 
-            def slope(part: Batch, u: list[Tensor] = u) -> list[Tensor]:
-                form = quadratic_form(model, part, u)
-                return list(torch.autograd.grad(form, parameters, materialize_grads=True))
-
-            penalty = mean_over_parts(batch, slope, clean.gradient, clean.shares)
-            direction = list(torch._foreach_add(direction, penalty, alpha=strength / 2 / self.k))
-        return finished(direction, clean)
+        return mean_over_parts(batch, of_part, clean.gradient, clean.shares)
 
 
 @METHODS.add
-class GaussNewtonTrace(Method):
+class GaussNewtonTrace(_Trace):
     """Gauss-Newton trace penalty L + (σ²/2) tr G, tr G estimated with k sets of labels drawn from the model.
 
     ŷ_i ~ Cat(softmax sg z_i), constants; tr G = B·E‖g_ŷ‖² with g_ŷ = ∇(1/B)Σ ℓ(z_i, ŷ_i), since the scores are
@@ -78,15 +105,8 @@ class GaussNewtonTrace(Method):
 
     name = "gauss_newton_trace"
     label = "Gauss-Newton trace penalty"
-    symbol = "σ²"
     order = 2
-    parameters = {"k": Parameter(default=1, whole=True)}  # noqa: RUF012
-
-    k: int
-
-    @property
-    def gradients(self) -> float:  # type: ignore[override]
-        return 1 + 8 / 3 * self.k
+    passes = 8
 
     def update(self, model: nn.Module, batch: AnyBatch, strength: Strength, noise: torch.Generator) -> Update:
         import torch
@@ -113,7 +133,7 @@ class GaussNewtonTrace(Method):
 
 
 @METHODS.add
-class GaussNewtonTraceByProbes(Method):
+class GaussNewtonTraceByProbes(_ProbedTrace):
     """Gauss-Newton trace penalty L + (σ²/2) tr G, tr G ≈ (1/k) Σ uᵀGu with Rademacher probes.
 
     uᵀGu = (1/B) Σ (J_i u)ᵀ (∇²_z ℓ_i) (J_i u) is differentiated in full, ∇²_z ℓ included: an unbiased estimate of
@@ -123,29 +143,10 @@ class GaussNewtonTraceByProbes(Method):
 
     name = "gauss_newton_trace_probe"
     label = "Gauss-Newton trace penalty (uᵀGu)"
-    symbol = "σ²"
-    order = 3
-    parameters = {"k": Parameter(default=1, whole=True)}  # noqa: RUF012
+    passes = 7
+    needs_jacobian = True
 
-    k: int
+    def form_gradient(self, model: nn.Module, batch: AnyBatch, clean: Gradient, probe: list[Tensor]) -> list[Tensor]:
+        from nme.derivatives.products import gauss_newton_form_gradient
 
-    @property
-    def gradients(self) -> float:  # type: ignore[override]
-        return 1 + 7 / 3 * self.k
-
-    def update(self, model: nn.Module, batch: AnyBatch, strength: Strength, noise: torch.Generator) -> Update:
-        import torch
-
-        from nme.derivatives.products import batch_gradient, gauss_newton_form_gradient
-        from nme.derivatives.vectors import rademacher
-
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        probes = [rademacher(parameters, noise) for _ in range(self.k)]
-        if isinstance(strength, list):
-            probes, strength = [times(u, [s**0.5 for s in strength]) for u in probes], 1.0
-        clean = batch_gradient(model, batch, keep_jacobian=True)
-        direction = clean.gradient
-        for u in probes:
-            slope = gauss_newton_form_gradient(model, batch, clean, u)
-            direction = list(torch._foreach_add(direction, slope, alpha=strength / 2 / self.k))
-        return finished(direction, clean)
+        return gauss_newton_form_gradient(model, batch, clean, probe)

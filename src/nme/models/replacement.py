@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,7 +75,9 @@ def _functional_calls(model: nn.Module, inputs: Any) -> list[str]:
     found: dict[str, None] = {}
 
     class Watch(TorchFunctionMode):
-        def __torch_function__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+        def __torch_function__(
+            self, function: Callable[..., Any], types: Any, arguments: tuple[Any, ...] = (), options: Any = None
+        ) -> Any:
             if function in NAMES and inside and not _is_activation(inside[-1][1]):
                 found[f"{inside[-1][0] or 'the model'} ({NAMES[function]})"] = None
             return function(*arguments, **(options or {}))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch.nn import functional
@@ -127,7 +128,7 @@ class Member:
         self.model = model.to(job.device)
         if job.recipe.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
-        self.parameters = list(self.model.parameters())
+        self.parameters: list[torch.Tensor] = list(self.model.parameters())
         self.momentum = [torch.zeros_like(p) for p in self.parameters]
         self.epoch = 0  # epochs finished
         self.step = 0  # steps done in the current epoch
@@ -172,7 +173,8 @@ class Member:
         batch = Batch(job.prepare_inputs(inputs), examples.labels, job.split)
         update = job.rule.backward(self.model, CROSS_ENTROPY, batch, noise=noise)
         self._descend(rate)
-        correct = processes.sum_over_processes((update.output.argmax(1) == examples.labels).sum())
+        logits = cast(torch.Tensor, update.output)  # a list only from several micro-batches
+        correct = processes.sum_over_processes((logits.argmax(1) == examples.labels).sum())
         self.sums += torch.stack([update.loss, correct, update.gradient_norm])
         self.step += 1
         self.seconds += time.perf_counter() - began
@@ -185,9 +187,19 @@ class Member:
         See docs/theory.md, §6.1. The same pass as ``torch.optim.SGD(fused=True)``, whose constructor imports the
         compiler: 1.9 s for every job.
         """
-        options = {"weight_decay": self.job.recipe.weight_decay, "momentum": self.job.recipe.momentum, "lr": rate}
-        options |= {"dampening": 0.0, "nesterov": False, "maximize": False, "fused": True}
-        sgd(self.parameters, [p.grad for p in self.parameters], self.momentum, **options)
+        # PyTorch's types allow for momentum that is None, but not for such gradients; after a step neither is.
+        sgd(
+            self.parameters,
+            [p.grad for p in self.parameters],  # type: ignore[misc]
+            self.momentum,  # type: ignore[arg-type]
+            fused=True,
+            weight_decay=self.job.recipe.weight_decay,
+            momentum=self.job.recipe.momentum,
+            lr=rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
         for p in self.parameters:
             p.grad = None
 
@@ -215,7 +227,7 @@ class Member:
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
         }
-        row = {"seed": self.seed, "epoch": self.epoch, "learning_rate": rate}
+        row: dict[str, Any] = {"seed": self.seed, "epoch": self.epoch, "learning_rate": rate}
         row |= dict.fromkeys(measured) if diverged else measured
         row |= {"diverged": diverged, "seconds": self.seconds + time.perf_counter() - began}
         self.seconds = 0.0
