@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nme.derivatives.elementary import ElementaryLayerNorm
 from nme.errors import NmeError
 
+CPU = torch.device("cpu")
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
 
 
@@ -19,14 +20,19 @@ class Facts(NamedTuple):
     """Properties of a model that each pass needs.
 
     Attributes:
-        device: of the parameters.
+        parameters: those with ``requires_grad``, in the model's order; at least one.
         owners: modules with buffers that a pass may change, but for batch norm.
         recurrent: True if a layer is recurrent.
     """
 
-    device: torch.device
+    parameters: list[nn.Parameter]
     owners: list[nn.Module]
     recurrent: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.parameters[0].device
 
 
 class Evaluation:
@@ -56,16 +62,15 @@ class Evaluation:
         Raises:
             NmeError: the output is not a floating-point tensor, or ``forward`` does not return a pair.
         """
-        repeated = self._again() if self._generators else self._first()
-        with repeated, self._surroundings():
-            if self.forward is None:
-                output = _called(model, inputs)
-            else:
-                found = self.forward(model, inputs)
-                if not isinstance(found, tuple | list) or len(found) != 2:
-                    raise NmeError(f"forward returns {type(found).__name__} (expected a pair: output, target)")
-                output, own = found
-                target = own if target is None else target
+        if self._generators is None:
+            before = self._before_the_first()
+            output, target = self._run(model, inputs, target)
+            self._buffers = [
+                (m, n, v) for m, n, b, version, v in before if m._buffers[n] is not b or b._version != version
+            ]
+        else:
+            with self._again():
+                output, target = self._run(model, inputs, target)
         if not isinstance(output, Tensor) or not output.is_floating_point():
             kind = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
             raise NmeError(f"the model's output is {kind} (expected a floating-point tensor; choose one by forward=)")
@@ -78,6 +83,15 @@ class Evaluation:
         if self.forward is not None or self.autocast is not None or self._buffers:
             return False
         return not any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p for m in model.modules())
+
+    def _run(self, model: nn.Module, inputs: Any, target: Any) -> tuple[Any, Any]:
+        with self._surroundings():
+            if self.forward is None:
+                return _called(model, inputs), target
+            found = self.forward(model, inputs)
+            if not isinstance(found, tuple | list) or len(found) != 2:
+                raise NmeError(f"forward returns {type(found).__name__} (expected a pair: output, target)")
+            return found[0], found[1] if target is None else target
 
     def _surroundings(self) -> AbstractContextManager[object]:
         return nullcontext() if self.order == 1 and self.autocast is None else self._other_surroundings()
@@ -97,13 +111,10 @@ class Evaluation:
                     stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # type: ignore[no-untyped-call]
             yield
 
-    @contextmanager
-    def _first(self) -> Iterator[None]:
-        self._generators = {kind: _random_state(kind) for kind in {torch.device("cpu"), self.facts.device}}
+    def _before_the_first(self) -> list[tuple[nn.Module, str, Tensor, int, Tensor]]:
+        self._generators = {kind: _random_state(kind) for kind in {CPU, self.facts.device}}
         owned = [(m, name, b) for m in self.facts.owners for name, b in m._buffers.items() if b is not None]
-        before = [(m, name, b, b._version, b.clone()) for m, name, b in owned]
-        yield
-        self._buffers = [(m, n, v) for m, n, b, version, v in before if m._buffers[n] is not b or b._version != version]
+        return [(m, name, b, b._version, b.clone()) for m, name, b in owned]
 
     @contextmanager
     def _again(self) -> Iterator[None]:

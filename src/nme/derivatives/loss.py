@@ -28,6 +28,10 @@ class Loss:
         """L, a scalar, whose gradient by autograd is the stable residual."""
         raise NotImplementedError
 
+    def value_once(self, output: Tensor, target: Tensor) -> Tensor:
+        """L with the same bits, its gradient included, for one derivative only; overriding is optional."""
+        return self.value(output, target)
+
     def is_linear(self, output: Tensor, target: Tensor) -> bool:
         """True if L is linear in z, so that G = 0."""
         return False

@@ -128,6 +128,12 @@ def evaluated(model: nn.Module, part: Batch) -> tuple[Tensor, Any]:
     return part.evaluation(model, part.inputs, part.labels)
 
 
+def trained_parameters(model: nn.Module, batch: AnyBatch) -> list[nn.Parameter]:
+    """Parameters with ``requires_grad``, in the model's order; found once per step where the batch knows them."""
+    evaluation = batch.evaluation if isinstance(batch, Batch) else batch.items[0].evaluation
+    return [p for p in model.parameters() if p.requires_grad] if evaluation is None else evaluation.facts.parameters
+
+
 def batch_gradient(
     model: nn.Module,
     batch: AnyBatch,
@@ -150,7 +156,7 @@ def batch_gradient(
     Raises:
         NmeError: the loss does not depend on the parameters, or with ``keep_jacobian`` not only by the output.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = trained_parameters(model, batch)
     weighted = isinstance(batch, MicroBatches)
     statistics = RunningStatistics(model if weighted or batch.split else None)
     parts = batch.parts()
@@ -162,7 +168,7 @@ def batch_gradient(
         statistics.begin()
         with differentiated_twice(one and (keep_graph or keep_logits or keep_jacobian)):
             z, target = evaluated(model, part) if logits is None else (logits, part.labels)
-        loss = part.loss.value(z, target)
+        loss = part.loss.value(z, target) if keep_graph and one else part.loss.value_once(z, target)
         if not loss.requires_grad:
             raise NmeError("the loss does not depend on a parameter with requires_grad=True")
         if keep_jacobian and one:
@@ -172,15 +178,19 @@ def batch_gradient(
         else:
             options = {"retain_graph": (keep_logits and one) or None, "create_graph": keep_graph and one}
             found = list(torch.autograd.grad(loss, parameters, allow_unused=True, **options))
-        used = [before or g is not None for before, g in zip(used, found, strict=True)]
-        found = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+        depends = [g is not None for g in found]
+        used = [before or now for before, now in zip(used, depends, strict=True)]
+        if not all(depends):
+            found = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
         if one:
             kept = {
                 "kept_jacobian": Jacobian(z, target, w, found) if keep_jacobian else None,
                 "kept_logits": z if keep_logits else None,
                 "kept_gradient": found if keep_graph else None,
             }
-        terms = [loss.detach(), *(g.detach() for g in found), *statistics.end()]
+        if (keep_graph or keep_jacobian) and one:
+            found = [g.detach() for g in found]
+        terms = [loss.detach(), *found, *statistics.end()]
         if weighted:
             weights.append(float(part.loss.weight(z, target)))
             # A part without any label that counts has a loss of 0/0, and no share.
@@ -211,7 +221,7 @@ def _cotangent(part: Batch, z: Tensor, target: Any, loss: Tensor, parameters: li
     if not isinstance(part.loss, AnyLoss):
         return torch.autograd.grad(loss, z)[0]
     leaf = z.detach().requires_grad_()
-    w, *others = torch.autograd.grad(part.loss.value(leaf, target), [leaf, *parameters], allow_unused=True)
+    w, *others = torch.autograd.grad(part.loss.value_once(leaf, target), [leaf, *parameters], allow_unused=True)
     if any(other is not None for other in others):
         raise NmeError("the loss depends on parameters directly (expected: only by the model's output)")
     return torch.zeros_like(z) if w is None else w

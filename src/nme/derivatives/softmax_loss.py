@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nme.derivatives.cross_entropy import cross_entropy, softmax_hessian_product
+from nme.derivatives.cross_entropy import CrossEntropyOnce, cross_entropy, softmax_hessian_product
 from nme.derivatives.loss import Loss, Number, known_reduction
+from nme.derivatives.modes import custom_derivatives_disabled
 from nme.errors import NmeError
 
 
@@ -47,8 +48,7 @@ class CrossEntropy(Loss):
             total: Tensor = _SoftCrossEntropy.apply(z, self._mass(z, y))
             return total / self.divisor(output, target)
         y, counted = self._counted(y)
-        plain = not self.label_smoothing and self.class_weights is None and self.reduction == "mean"
-        if plain and (counted is None or bool(counted.all())):
+        if self._is_plain() and (counted is None or bool(counted.all())):
             return cross_entropy(z, y)
         label = y[:, None]
         others = z.scatter(1, label, -torch.inf).logsumexp(1)
@@ -62,6 +62,19 @@ class CrossEntropy(Loss):
             rows = (1 - smoothing) * rows + smoothing * uniform
         rows = rows if counted is None else rows.masked_fill(~counted, 0)
         return rows.sum() / self.divisor(output, target)
+
+    def value_once(self, output: Tensor, target: Tensor) -> Tensor:
+        """L, with little overhead where each label counts once."""
+        indices = isinstance(target, Tensor) and target.dtype == torch.int64 and output.dim() == 2
+        if indices and target.shape == output.shape[:1] and self._is_plain() and not custom_derivatives_disabled():
+            ignored = self.ignore_index
+            if ignored is None or (len(target) and int(target.min()) > ignored):
+                loss: Tensor = CrossEntropyOnce.apply(output, target)
+                return loss
+        return self.value(output, target)
+
+    def _is_plain(self) -> bool:
+        return not self.label_smoothing and self.class_weights is None and self.reduction == "mean"
 
     def summed_residual(self, output: Tensor, target: Tensor) -> Tensor:
         """∂S/∂z: w_y (p_c − t_c) for each example, stable where p_y − 1 cancels (docs/theory.md, §3.2).

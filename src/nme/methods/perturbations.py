@@ -41,9 +41,12 @@ class Sam(Method):
             ascent, strength = times(ascent, strength), 1.0
         factor = strength / size if self.normalised else strength * torch.ones_like(size)
         factor = torch.where(size == 0, torch.zeros_like(size), factor)
-        with displaced(clean.parameters, list(torch._foreach_mul(ascent, factor))), frozen_statistics(model):
+        ascent = torch._foreach_mul(ascent, factor)
+        clean = clean._replace(gradient=[])  # not needed any more: g takes as much memory as the parameters
+        with displaced(clean.parameters, ascent), frozen_statistics(model):
+            del ascent
             uphill = batch_gradient(model, batch)
-        return finished(uphill.gradient, clean)
+        return finished(uphill.gradient, clean, size)
 
 
 @METHODS.add

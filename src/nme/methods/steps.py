@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -74,13 +75,15 @@ def _checked(model: nn.Module, parameters: list[nn.Parameter], order: int, distr
     owners: list[nn.Module] = []
     recurrent = False
     for module in model.modules():
+        if order > 1:
+            _check_twice_differentiable(module)
+        if not _is_special(type(module)):
+            if module._buffers:
+                owners.append(module)
+            continue
         if isinstance(module, DataParallel | DistributedDataParallel) or _kind(module) == "FullyShardedDataParallel":
             found = f"{_kind(module)} is not supported"
             raise NmeError(f"{found} (expected a plain model, or the whole model in DistributedDataParallel)")
-        if order > 1 and ("_orig_mod" in module._modules or module._compiled_call_impl is not None):
-            raise NmeError("a compiled model has no second derivative (give the model that was compiled)")
-        if order > 1 and any(isinstance(part, WEIGHT_NORMS) for part in (module, *module._forward_pre_hooks.values())):
-            raise NmeError("weight_norm has wrong second derivatives in PyTorch (remove it: remove_parametrizations)")
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if distributed and isinstance(module, nn.SyncBatchNorm) and module.training:
                 raise NmeError("SyncBatchNorm in train mode is not supported (expected another batch norm, or none)")
@@ -90,9 +93,24 @@ def _checked(model: nn.Module, parameters: list[nn.Parameter], order: int, distr
         recurrent = recurrent or isinstance(module, nn.RNNBase)
         if module._buffers:
             owners.append(module)
-    if any(hasattr(p, "device_mesh") for p in parameters):
+    if any(type(p) is not nn.Parameter and hasattr(p, "device_mesh") for p in parameters):
         raise NmeError("sharded parameters (FSDP, DTensor) are not supported (expected DistributedDataParallel)")
-    return Facts(parameters[0].device, owners, recurrent)
+    return Facts(parameters, owners, recurrent)
+
+
+def _check_twice_differentiable(module: nn.Module) -> None:
+    if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+        raise NmeError("a compiled model has no second derivative (give the model that was compiled)")
+    hooks = module._forward_pre_hooks
+    if isinstance(module, WEIGHT_NORMS) or (hooks and any(isinstance(h, WEIGHT_NORMS) for h in hooks.values())):
+        raise NmeError("weight_norm has wrong second derivatives in PyTorch (remove it: remove_parametrizations)")
+
+
+@lru_cache(maxsize=1024)  # bounded: parametrizations make a type for each layer
+def _is_special(kind: type[nn.Module]) -> bool:
+    """True if modules of this type may be refused, or treated in their own way."""
+    wrapper = issubclass(kind, DataParallel | DistributedDataParallel) or kind.__name__ == "FullyShardedDataParallel"
+    return wrapper or issubclass(kind, nn.modules.batchnorm._BatchNorm | nn.Embedding | nn.EmbeddingBag | nn.RNNBase)
 
 
 def _kind(module: nn.Module) -> str:
@@ -115,11 +133,9 @@ def plain_mode(model: nn.Module, autocast: torch.dtype | None, order: int) -> It
     Raises:
         NmeError: PyTorch has no derivative of this order for a layer.
     """
-    with ExitStack() as stack:
-        if not torch.is_grad_enabled():
-            stack.enter_context(torch.enable_grad())
-        if autocast is not None:
-            stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
+    recorded = nullcontext() if torch.is_grad_enabled() else torch.enable_grad()
+    device = next(model.parameters()).device.type
+    with recorded, nullcontext() if autocast is None else torch.autocast(device, enabled=False):
         try:
             yield
         except (RuntimeError, NotImplementedError) as error:
