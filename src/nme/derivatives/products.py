@@ -24,6 +24,7 @@ from nme.derivatives.combining import AnyBatch, anywhere, mean, mean_over_parts,
 from nme.derivatives.elementary import elementary_batch_norm, has_wrong_third_derivative
 from nme.derivatives.losses import AnyLoss, Loss
 from nme.derivatives.modes import cotangents_only, differentiated_twice
+from nme.derivatives.network_parts import trainable_parameters
 from nme.derivatives.running_statistics import RunningStatistics, frozen_statistics
 from nme.errors import NmeError
 
@@ -128,12 +129,6 @@ def evaluated(model: nn.Module, part: Batch) -> tuple[Tensor, Any]:
     return part.evaluation(model, part.inputs, part.labels)
 
 
-def trained_parameters(model: nn.Module, batch: AnyBatch) -> list[nn.Parameter]:
-    """Parameters with ``requires_grad``, in the model's order; found once per step where the batch knows them."""
-    evaluation = batch.evaluation if isinstance(batch, Batch) else batch.items[0].evaluation
-    return [p for p in model.parameters() if p.requires_grad] if evaluation is None else evaluation.facts.parameters
-
-
 def batch_gradient(
     model: nn.Module,
     batch: AnyBatch,
@@ -156,49 +151,36 @@ def batch_gradient(
     Raises:
         NmeError: the loss does not depend on the parameters, or with ``keep_jacobian`` not only by the output.
     """
-    parameters = trained_parameters(model, batch)
-    weighted = isinstance(batch, MicroBatches)
-    statistics = RunningStatistics(model if weighted or batch.split else None)
     parts = batch.parts()
-    one = len(parts) == 1
+    evaluation = parts[0].evaluation
+    parameters = trainable_parameters(model) if evaluation is None else evaluation.facts.parameters
+    keep = (keep_graph, keep_logits, keep_jacobian) if len(parts) == 1 else (False, False, False)
+    if isinstance(batch, Batch) and batch.split is None:
+        one = _pass(model, batch, parameters, keep, logits)
+        # Reads the labels of a loss that may ignore some.
+        count = batch.loss.divisor if evaluation else (lambda *_: batch.size)
+        weight = float(count(one.output, one.target)) if keep_logits else 1
+        records = {"targets": [one.target], "used": one.used, "weight": weight, **one.kept}
+        return Gradient(one.loss, one.output, parameters, one.gradient, **records)
+    weighted = isinstance(batch, MicroBatches)
+    statistics = RunningStatistics(model)
     outputs, targets, weights, sums = [], [], [], None
     kept: dict[str, Any] = {}
     used = [False] * len(parameters)
     for part in parts:
         statistics.begin()
-        with differentiated_twice(one and (keep_graph or keep_logits or keep_jacobian)):
-            z, target = evaluated(model, part) if logits is None else (logits, part.labels)
-        loss = part.loss.value(z, target) if keep_graph and one else part.loss.value_once(z, target)
-        if not loss.requires_grad:
-            raise NmeError("the loss does not depend on a parameter with requires_grad=True")
-        if keep_jacobian and one:
-            w = _cotangent(part, z, target, loss, parameters)
-            form = (z * w.requires_grad_()).sum()
-            found = list(torch.autograd.grad(form, parameters, create_graph=True, allow_unused=True))
-        else:
-            options = {"retain_graph": (keep_logits and one) or None, "create_graph": keep_graph and one}
-            found = list(torch.autograd.grad(loss, parameters, allow_unused=True, **options))
-        depends = [g is not None for g in found]
-        used = [before or now for before, now in zip(used, depends, strict=True)]
-        if not all(depends):
-            found = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-        if one:
-            kept = {
-                "kept_jacobian": Jacobian(z, target, w, found) if keep_jacobian else None,
-                "kept_logits": z if keep_logits else None,
-                "kept_gradient": found if keep_graph else None,
-            }
-        if (keep_graph or keep_jacobian) and one:
-            found = [g.detach() for g in found]
-        terms = [loss.detach(), *found, *statistics.end()]
+        one = _pass(model, part, parameters, keep, logits)
+        kept = dict(one.kept)
+        used = [before or now for before, now in zip(used, one.used, strict=True)]
+        terms = [one.loss, *one.gradient, *statistics.end()]
         if weighted:
-            weights.append(float(part.loss.weight(z, target)))
+            weights.append(float(part.loss.weight(one.output, one.target)))
             # A part without any label that counts has a loss of 0/0, and no share.
             own = [t * weights[-1] if weights[-1] else torch.zeros_like(t) for t in terms[: len(parameters) + 1]]
             terms = [*own, *terms[len(parameters) + 1 :]]
         sums = terms if sums is None else list(torch._foreach_add(sums, terms))
-        outputs.append(z.detach())
-        targets.append(target)
+        outputs.append(one.output)
+        targets.append(one.target)
     assert sums is not None
     if isinstance(batch, MicroBatches):
         used = anywhere(batch, used, sums[0].device)
@@ -208,12 +190,55 @@ def batch_gradient(
         kept |= {"shares": [w / share for w in weights], "weight": share}
     else:
         loss, *means = mean(batch, sums)
-        if keep_logits:  # reads the labels of a loss that may ignore some
-            plain = batch.evaluation is None
-            kept["weight"] = batch.size if plain else float(batch.loss.divisor(outputs[0], targets[0]))
+        if keep_logits:
+            kept["weight"] = batch.size
     statistics.replace(means[len(parameters) :])
-    joined = outputs if weighted else outputs[0] if one else torch.cat(outputs)
+    joined = outputs if weighted else outputs[0] if len(parts) == 1 else torch.cat(outputs)
     return Gradient(loss, joined, parameters, means[: len(parameters)], targets=targets, used=used, **kept)
+
+
+class _Pass(NamedTuple):
+    """Loss, output and gradient of one part, without graph, its target, and the kept graphs by their names."""
+
+    loss: Tensor
+    output: Tensor
+    target: Any
+    gradient: list[Tensor]
+    used: list[bool]
+    kept: dict[str, Any]
+
+
+def _pass(
+    model: nn.Module,
+    part: Batch,
+    parameters: list[nn.Parameter],
+    keep: tuple[bool, bool, bool],
+    logits: Tensor | None,
+) -> _Pass:
+    keep_graph, keep_logits, keep_jacobian = keep
+    with differentiated_twice(any(keep)):
+        z, target = evaluated(model, part) if logits is None else (logits, part.labels)
+    loss = part.loss.value(z, target) if keep_graph else part.loss.value_once(z, target)
+    if not loss.requires_grad:
+        raise NmeError("the loss does not depend on a parameter with requires_grad=True")
+    kept: dict[str, Any] = {"kept_logits": z} if keep_logits else {}
+    if keep_jacobian:
+        w = _cotangent(part, z, target, loss, parameters)
+        form = (z * w.requires_grad_()).sum()
+        found = list(torch.autograd.grad(form, parameters, create_graph=True, allow_unused=True))
+    else:
+        options = {"retain_graph": keep_logits or None, "create_graph": keep_graph}
+        found = list(torch.autograd.grad(loss, parameters, allow_unused=True, **options))
+    used = [g is not None for g in found]
+    if not all(used):
+        found = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+    if keep_jacobian:
+        kept["kept_jacobian"] = Jacobian(z, target, w, found)
+    if keep_graph:
+        kept["kept_gradient"] = found
+    if keep_graph or keep_jacobian:
+        found = [g.detach() for g in found]
+    return _Pass(loss.detach(), z.detach(), target, found, used, kept)
 
 
 def _cotangent(part: Batch, z: Tensor, target: Any, loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:

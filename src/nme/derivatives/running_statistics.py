@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
+
+from nme.derivatives.network_parts import modules_of
 
 
 class RunningStatistics:
@@ -42,7 +45,8 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
     See docs/theory.md, §4.2.
     """
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    modules = model.modules() if torch.compiler.is_compiling() else modules_of(model)
+    layers = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
     try:

@@ -68,9 +68,14 @@ class CrossEntropy(Loss):
         indices = isinstance(target, Tensor) and target.dtype == torch.int64 and output.dim() == 2
         if indices and target.shape == output.shape[:1] and self._is_plain() and not custom_derivatives_disabled():
             ignored = self.ignore_index
-            if ignored is None or (len(target) and int(target.min()) > ignored):
-                loss: Tensor = CrossEntropyOnce.apply(output, target)
-                return loss
+            # On a CPU the kernels check each label, and none is negative, so that a look for ignored ones is not needed.
+            checked = ignored is None or (ignored < 0 and output.device.type == "cpu")
+            try:
+                if checked or (len(target) and int(target.min()) > ignored):
+                    loss: Tensor = CrossEntropyOnce.apply(output, target)
+                    return loss
+            except (RuntimeError, IndexError):  # a label is ignored, or out of range: then it is raised again
+                pass
         return self.value(output, target)
 
     def _is_plain(self) -> bool:

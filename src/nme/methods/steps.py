@@ -18,6 +18,7 @@ from nme.derivatives.combining import AnyBatch
 from nme.derivatives.evaluation import Evaluation, Facts, Forward
 from nme.derivatives.loss import Loss
 from nme.derivatives.losses import loss_of
+from nme.derivatives.network_parts import modules_of, trainable_parameters
 from nme.errors import NmeError
 from nme.methods.result import Update
 
@@ -48,10 +49,11 @@ def prepared(
         if not model.require_backward_grad_sync:
             raise NmeError("the model is in no_sync() (expected: all micro-batches in one call of accumulate)")
         group, model = model.process_group, model.module
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    modules = modules_of(model)
+    parameters = trainable_parameters(model, modules)
     if not parameters:
         raise NmeError("the model has no parameter with requires_grad=True")
-    facts = _checked(model, parameters, order, group is not None)
+    facts = _checked(modules, parameters, order, group is not None)
     autocast = _autocast(facts.device.type)
     if not batches:
         raise NmeError("there are no micro-batches (expected one or more)")
@@ -71,10 +73,10 @@ def _part(batch: Any, loss: Loss, evaluation: Evaluation) -> Batch:
     return Batch(batch[0], batch[1], None, loss, evaluation)
 
 
-def _checked(model: nn.Module, parameters: list[nn.Parameter], order: int, distributed: bool) -> Facts:
+def _checked(modules: list[nn.Module], parameters: list[nn.Parameter], order: int, distributed: bool) -> Facts:
     owners: list[nn.Module] = []
     recurrent = False
-    for module in model.modules():
+    for module in modules:
         if order > 1:
             _check_twice_differentiable(module)
         if not _is_special(type(module)):
