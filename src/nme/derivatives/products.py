@@ -218,17 +218,26 @@ def _pass(
     keep_graph, keep_logits, keep_jacobian = keep
     with differentiated_twice(any(keep)):
         z, target = evaluated(model, part) if logits is None else (logits, part.labels)
-    loss = part.loss.value(z, target) if keep_graph else part.loss.value_once(z, target)
-    if not loss.requires_grad:
+    output = z.detach()
+    # Differentiated only once, a loss with a closed form needs no graph of its own.
+    closed = part.loss.value_and_slope(output, target) if z.requires_grad and not keep_graph else None
+    loss = part.loss.value(z, target) if closed is None else closed[0]
+    if closed is None and not loss.requires_grad:
         raise NmeError("the loss does not depend on a parameter with requires_grad=True")
     kept: dict[str, Any] = {"kept_logits": z} if keep_logits else {}
     if keep_jacobian:
-        w = _cotangent(part, z, target, loss, parameters)
+        w = _cotangent(part, z, target, loss, parameters) if closed is None else closed[1]
         form = (z * w.requires_grad_()).sum()
         found = list(torch.autograd.grad(form, parameters, create_graph=True, allow_unused=True))
     else:
         options = {"retain_graph": keep_logits or None, "create_graph": keep_graph}
-        found = list(torch.autograd.grad(loss, parameters, allow_unused=True, **options))
+        if closed is None:
+            found = torch.autograd.grad(loss, parameters, allow_unused=True, **options)
+        elif part.evaluation is None:
+            found = torch.autograd.grad(pairing([z], [closed[1]]), parameters, allow_unused=True, **options)
+        else:  # slower to begin with (see ``pairing``), faster in each step
+            found = torch.autograd.grad(z, parameters, closed[1], allow_unused=True, **options)
+        found = list(found)
     used = [g is not None for g in found]
     if not all(used):
         found = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
@@ -238,7 +247,7 @@ def _pass(
         kept["kept_gradient"] = found
     if keep_graph or keep_jacobian:
         found = [g.detach() for g in found]
-    return _Pass(loss.detach(), z.detach(), target, found, used, kept)
+    return _Pass(loss.detach(), output, target, found, used, kept)
 
 
 def _cotangent(part: Batch, z: Tensor, target: Any, loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
@@ -246,7 +255,7 @@ def _cotangent(part: Batch, z: Tensor, target: Any, loss: Tensor, parameters: li
     if not isinstance(part.loss, AnyLoss):
         return torch.autograd.grad(loss, z)[0]
     leaf = z.detach().requires_grad_()
-    w, *others = torch.autograd.grad(part.loss.value_once(leaf, target), [leaf, *parameters], allow_unused=True)
+    w, *others = torch.autograd.grad(part.loss.value(leaf, target), [leaf, *parameters], allow_unused=True)
     if any(other is not None for other in others):
         raise NmeError("the loss depends on parameters directly (expected: only by the model's output)")
     return torch.zeros_like(z) if w is None else w

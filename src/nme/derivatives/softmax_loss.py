@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nme.derivatives.cross_entropy import CrossEntropyOnce, cross_entropy, softmax_hessian_product
+from nme.derivatives.cross_entropy import cross_entropy, cross_entropy_and_slope, softmax_hessian_product
 from nme.derivatives.loss import Loss, Number, known_reduction
 from nme.derivatives.modes import custom_derivatives_disabled
 from nme.errors import NmeError
@@ -63,20 +63,22 @@ class CrossEntropy(Loss):
         rows = rows if counted is None else rows.masked_fill(~counted, 0)
         return rows.sum() / self.divisor(output, target)
 
-    def value_once(self, output: Tensor, target: Tensor) -> Tensor:
-        """L, with little overhead where each label counts once."""
+    def value_and_slope(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
+        """L and ∂L/∂z where each label counts once; otherwise None."""
         indices = isinstance(target, Tensor) and target.dtype == torch.int64 and output.dim() == 2
-        if indices and target.shape == output.shape[:1] and self._is_plain() and not custom_derivatives_disabled():
-            ignored = self.ignore_index
-            # On a CPU the kernels check each label, and none is negative, so that a look for ignored ones is not needed.
-            checked = ignored is None or (ignored < 0 and output.device.type == "cpu")
-            try:
-                if checked or (len(target) and int(target.min()) > ignored):
-                    loss: Tensor = CrossEntropyOnce.apply(output, target)
-                    return loss
-            except (RuntimeError, IndexError):  # a label is ignored, or out of range: then it is raised again
-                pass
-        return self.value(output, target)
+        if not indices or target.shape != output.shape[:1] or not len(target) or not self._is_plain():
+            return None
+        if custom_derivatives_disabled() or output.dtype not in (torch.float32, torch.float64):
+            return None
+        ignored = self.ignore_index
+        # On a CPU the kernels check each label, and none is negative: a look for ignored ones is not needed.
+        unseen = ignored is not None and (ignored >= 0 or output.device.type != "cpu")
+        if unseen and int(target.min()) <= ignored:
+            return None
+        try:
+            return cross_entropy_and_slope(output, target)
+        except (RuntimeError, IndexError):  # a label is ignored or out of range; if out of range, it is raised again
+            return None
 
     def _is_plain(self) -> bool:
         return not self.label_smoothing and self.class_weights is None and self.reduction == "mean"

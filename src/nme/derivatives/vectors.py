@@ -67,8 +67,8 @@ def uniform(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
 def norm(tensors: list[Tensor]) -> Tensor:
     """Euclidean norm of all entries together, accumulated and returned in float32 or wider; without graph."""
     wide = torch.float32
-    for t in tensors:
-        wide = torch.promote_types(wide, t.dtype)
+    for kind in {t.dtype for t in tensors}:
+        wide = torch.promote_types(wide, kind)
     # In pieces: on a CPU a sum of 10⁶ squares in float32 is off by 10⁻⁴.
     pieces = [piece for t in tensors for piece in ((t,) if t.numel() <= 2**16 else t.reshape(-1).split(2**16))]
     pieces = [piece if piece.dtype == pieces[0].dtype else piece.to(wide) for piece in pieces]

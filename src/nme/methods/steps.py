@@ -136,7 +136,7 @@ def plain_mode(model: nn.Module, autocast: torch.dtype | None, order: int) -> It
         NmeError: PyTorch has no derivative of this order for a layer.
     """
     recorded = nullcontext() if torch.is_grad_enabled() else torch.enable_grad()
-    device = next(model.parameters()).device.type
+    device = "cpu" if autocast is None else next(model.parameters()).device.type
     with recorded, nullcontext() if autocast is None else torch.autocast(device, enabled=False):
         try:
             yield
