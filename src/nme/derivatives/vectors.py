@@ -19,7 +19,7 @@ def displaced(parameters: list[nn.Parameter], displacement: list[Tensor], times:
     before = [p.data for p in parameters]
     # Exchanged, not added in place: one pass over memory instead of three (copy, sum, restore).
     moved = torch._foreach_add(before, displacement, alpha=times)
-    del displacement  # may be the last reference, and a pass follows that takes memory
+    del displacement  # perhaps the last reference
     try:
         for p, data in zip(parameters, moved, strict=True):
             p.data = data

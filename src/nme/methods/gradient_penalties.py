@@ -98,6 +98,5 @@ def _slope(gradient: list[Tensor], size: Tensor, strength: Strength, p: int) -> 
             return times(gradient, [2 * s for s in strength])
         size = norm(scaled)
         gradient, strength = times(scaled, strength), 1.0
-    factor = strength / size if p == 1 else 2 * strength * torch.ones_like(size)
-    factor = torch.where(size == 0, torch.zeros_like(size), factor)
-    return list(torch._foreach_mul(gradient, factor))
+    factor = size.reciprocal().mul_(strength) if p == 1 else torch.full_like(size, 2 * strength)
+    return list(torch._foreach_mul(gradient, factor.masked_fill_(size == 0, 0)))

@@ -158,10 +158,12 @@ def added_to_grad(parameters: list[nn.Parameter], step: Update) -> None:
             continue
         if p.grad is not None:
             p.grad += d
-        elif d.data_ptr() in taken:  # autograd returns one tensor for parameters that are only added to each other
+            continue
+        place = d.data_ptr()
+        if place in taken:  # autograd returns one tensor for parameters that are only added to each other
             p.grad = _like(p, d)
         else:
-            taken.add(d.data_ptr())
+            taken.add(place)
             p.grad = d if d.stride() == p.stride() and d.dtype == p.dtype else _like(p, d)
 
 
