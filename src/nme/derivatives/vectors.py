@@ -11,14 +11,21 @@ from nme.runtime.transfer import send
 
 
 @contextmanager
-def displaced(parameters: list[nn.Parameter], displacement: list[Tensor], times: float = 1) -> Iterator[None]:
+def displaced(
+    parameters: list[nn.Parameter], displacement: list[Tensor], times: float = 1, reuse: bool = False
+) -> Iterator[None]:
     """Inside, the parameters are θ + times · displacement; outside they are θ again, even after an exception.
 
-    Autograd does not notice the change: differentiate a graph inside if and only if it was built inside.
+    Autograd does not notice the change: differentiate a graph inside if and only if it was built inside. With ``reuse``
+    the displacement's own memory may be taken, if it is not needed any more.
     """
     before = [p.data for p in parameters]
     # Exchanged, not added in place: one pass over memory instead of three (copy, sum, restore).
-    moved = torch._foreach_add(before, displacement, alpha=times)
+    if reuse and times == 1 and all(map(_same_memory_order, displacement, before)):
+        moved = displacement
+        torch._foreach_add_(moved, before)
+    else:
+        moved = list(torch._foreach_add(before, displacement, alpha=times))
     del displacement  # perhaps the last reference
     try:
         for p, data in zip(parameters, moved, strict=True):
@@ -27,6 +34,11 @@ def displaced(parameters: list[nn.Parameter], displacement: list[Tensor], times:
     finally:
         for p, data in zip(parameters, before, strict=True):
             p.data = data
+
+
+def _same_memory_order(a: Tensor, b: Tensor) -> bool:
+    """True if a + b is sure to have it, too: strides of dimensions of size 1 may change, and with them the kernels."""
+    return a.stride() == b.stride() and 1 not in a.shape
 
 
 def rademacher(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tensor]:

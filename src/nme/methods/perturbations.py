@@ -40,10 +40,10 @@ class Sam(Method):
         if isinstance(strength, list):
             ascent, strength = times(ascent, strength), 1.0
         factor = size.reciprocal().mul_(strength) if self.normalised else torch.full_like(size, strength)
-        ascent = torch._foreach_mul(ascent, factor.masked_fill_(size == 0, 0))
+        ascent = list(torch._foreach_mul(ascent, factor.masked_fill_(size == 0, 0)))
         parameters, loss, output, used = clean.parameters, clean.loss, clean.logits, clean.used
         del clean  # g takes as much memory as the parameters
-        with displaced(parameters, ascent), frozen_statistics(model):
+        with displaced(parameters, ascent, reuse=True), frozen_statistics(model):
             del ascent
             uphill = batch_gradient(model, batch)
         return Update(uphill.gradient, loss, output, size, used)
