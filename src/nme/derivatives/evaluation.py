@@ -23,11 +23,13 @@ class Facts(NamedTuple):
     Attributes:
         parameters: those with ``requires_grad``, in the model's order; at least one.
         owners: modules with buffers that a pass may change, but for batch norm.
+        batch_norms: layers that update running statistics.
         recurrent: True if a layer is recurrent.
     """
 
     parameters: list[nn.Parameter]
     owners: list[nn.Module]
+    batch_norms: list[nn.modules.batchnorm._BatchNorm]
     recurrent: bool
 
     @property

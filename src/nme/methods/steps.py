@@ -75,6 +75,7 @@ def _part(batch: Any, loss: Loss, evaluation: Evaluation) -> Batch:
 
 def _checked(modules: list[nn.Module], parameters: list[nn.Parameter], order: int, distributed: bool) -> Facts:
     owners: list[nn.Module] = []
+    batch_norms: list[nn.modules.batchnorm._BatchNorm] = []
     recurrent = False
     for module in modules:
         if order > 1:
@@ -89,6 +90,8 @@ def _checked(modules: list[nn.Module], parameters: list[nn.Parameter], order: in
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if distributed and isinstance(module, nn.SyncBatchNorm) and module.training:
                 raise NmeError("SyncBatchNorm in train mode is not supported (expected another batch norm, or none)")
+            if module.training and module.track_running_stats:
+                batch_norms.append(module)
             continue
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             raise NmeError(f"{_kind(module)} has sparse gradients (expected sparse=False)")
@@ -97,7 +100,7 @@ def _checked(modules: list[nn.Module], parameters: list[nn.Parameter], order: in
             owners.append(module)
     if any(type(p) is not nn.Parameter and hasattr(p, "device_mesh") for p in parameters):
         raise NmeError("sharded parameters (FSDP, DTensor) are not supported (expected DistributedDataParallel)")
-    return Facts(parameters, owners, recurrent)
+    return Facts(parameters, owners, batch_norms, recurrent)
 
 
 def _check_twice_differentiable(module: nn.Module) -> None:
