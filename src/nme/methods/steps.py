@@ -80,7 +80,8 @@ def _checked(modules: list[nn.Module], parameters: list[nn.Parameter], order: in
     for module in modules:
         if order > 1:
             _check_twice_differentiable(module)
-        if not _is_special(type(module)):
+        kind: type = type(module)
+        if not _is_special(kind):
             if module._buffers:
                 owners.append(module)
             continue
@@ -112,7 +113,7 @@ def _check_twice_differentiable(module: nn.Module) -> None:
 
 
 @lru_cache(maxsize=1024)  # bounded: parametrizations make a type for each layer
-def _is_special(kind: type[nn.Module]) -> bool:
+def _is_special(kind: type) -> bool:
     """True if modules of this type may be refused, or treated in their own way."""
     wrapper = issubclass(kind, DataParallel | DistributedDataParallel) or kind.__name__ == "FullyShardedDataParallel"
     return wrapper or issubclass(kind, nn.modules.batchnorm._BatchNorm | nn.Embedding | nn.EmbeddingBag | nn.RNNBase)
@@ -149,6 +150,8 @@ def plain_mode(model: nn.Module, autocast: torch.dtype | None, order: int) -> It
                 raise NmeError(
                     f"PyTorch has no derivative of order {order} for a layer of the model ({text})"
                 ) from error
+            if "torch.utils.checkpoint" in text:
+                raise NmeError(f"checkpointing does not work here (expected: none around such layers; {text})") from error
             raise
 
 
