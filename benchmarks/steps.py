@@ -15,15 +15,14 @@ writes nothing.
 import argparse
 import itertools
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
+from children import added_peak_mib, in_a_process
 from page import PAGE, ROOT, markdown_table, milliseconds, processor, replace_section
 
 RECIPES = {
@@ -252,27 +251,10 @@ def measured(network: str, repeats: int, variants: list[str]) -> list[dict]:
 
 def peak_mib(network: str, case: Case) -> float:
     """Peak memory of two steps beyond that of before, in this process."""
-    import resource
-
     from nme.runtime.device import prepare_device
 
     prepare_device("cpu", 1)
-    step = steps_of(network, [case])[case]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step()
-    step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-
-
-def in_a_process(*arguments: str):
-    """The JSON that this script prints with these arguments.
-
-    This process has not imported torch: a child's peak memory starts at what its parent holds.
-    """
-    command = [sys.executable, "-W", "ignore::FutureWarning", __file__, *arguments]
-    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}  # as the `nme` command sets it
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return added_peak_mib(steps_of(network, [case])[case])
 
 
 def versions() -> dict:
@@ -332,9 +314,9 @@ def main() -> None:
     began = time.monotonic()
     rows = []
     for network in options.networks or NETWORKS:
-        for row in in_a_process("--child", "time", network, str(options.repeats), *variants):
+        for row in in_a_process(__file__, "--child", "time", network, str(options.repeats), *variants):
             eager, case = row["variant"] == "eager", (row["method"], row["by"], row["variant"])
-            row["peak_mib"] = in_a_process("--child", "memory", network, *case) if eager else None
+            row["peak_mib"] = in_a_process(__file__, "--child", "memory", network, *case) if eager else None
             rows.append(row)
             ratios = "{over_sgd:6.2f} {operations_over_sgd:6.2f} {limit_over_sgd:6.2f}".format(**row)
             memory = f"{row['peak_mib']:6.0f} MiB" if eager else ""

@@ -21,7 +21,7 @@ from gpu_check.groups import environment
 from gpu_check.networks import Network, data_of, endless, member_of, network, recipe_of
 from gpu_check.session import Session, products_in, release_memory
 from nme.data.in_memory import Data
-from nme.derivatives.products import logits_of
+from nme.derivatives.single_pass import logits_of
 from nme.methods import METHODS
 from nme.training.member import Member
 

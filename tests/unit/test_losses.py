@@ -194,3 +194,57 @@ def test_losses_that_are_not_numbers():
             loss_of(function).value(normal(B, C), normal(B, C))
     with pytest.raises(NmeError, match="the loss does not depend on the model's output"):
         loss_of(lambda z, y: z.detach().mean()).residual(normal(B, C), None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [2, 3, 10, 17, 100])
+@pytest.mark.parametrize("size", [1, 7, 50, 128, 1000])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_value_and_slope_have_the_bits_of_autograd(size, classes, dtype, transposed):
+    """At random logits and near interpolation, to underflow of the label's 1 - p, and with the signs of zeros."""
+    loss = loss_of(nn.CrossEntropyLoss())
+    stream = torch.Generator().manual_seed(size * classes)
+    y = torch.randint(classes, (size,), generator=stream)
+    for scale, margin in ((1, 0), (10, 0), (1000, 0), (1, 8), (1, 20), (1, 40), (1, 120), (1, 800), (0, 0)):
+        z = scale * torch.randn(size, classes, generator=stream, dtype=dtype)
+        z = z + margin * functional.one_hot(y, classes)
+        z = z.t().contiguous().t() if transposed else z
+        leaf = z.clone(memory_format=torch.preserve_format).requires_grad_()
+        value = loss.value(leaf, y)
+        (slope,) = torch.autograd.grad(value, leaf)
+        found = loss.value_and_slope(z, y)
+        assert torch.equal(found[0], value)
+        assert torch.equal(found[1], slope)
+        assert torch.equal(found[1].signbit(), slope.signbit())
+        assert found[1].stride() == slope.stride()
+
+
+def test_value_and_slope_of_infinite_logits_have_the_bits_of_autograd():
+    loss, y = loss_of(nn.CrossEntropyLoss()), torch.tensor([0, 1, 0])
+    for column, number in product((0, 1), (torch.inf, -torch.inf, torch.nan)):
+        z = torch.zeros(3, 3)
+        z[:2, column] = number
+        leaf = z.clone().requires_grad_()
+        value = loss.value(leaf, y)
+        (slope,) = torch.autograd.grad(value, leaf)
+        found = loss.value_and_slope(z, y)
+        torch.testing.assert_close(found, (value.detach(), slope), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("ignored", [-100, 0, 2])
+def test_ignored_labels_are_left_to_autograd(ignored):
+    z, y = normal(B, C), labels(B)
+    loss = loss_of(nn.CrossEntropyLoss(ignore_index=ignored))
+    y[2] = ignored
+    assert loss.value_and_slope(z, y) is None
+
+
+def test_other_settings_and_wrong_labels_are_left_to_autograd():
+    z, y = normal(B, C), labels(B)
+    for settings in ({"label_smoothing": 0.1}, {"reduction": "sum"}, {"weight": WEIGHTS}):
+        assert loss_of(nn.CrossEntropyLoss(**settings)).value_and_slope(z, y) is None
+    plain = loss_of(nn.CrossEntropyLoss())
+    y[2] = C
+    assert plain.value_and_slope(z, y) is None, "its value raises PyTorch's error"
+    assert plain.value_and_slope(z, z.softmax(1)) is None
+    assert loss_of(nn.MSELoss()).value_and_slope(z, z) is None

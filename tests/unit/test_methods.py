@@ -164,7 +164,7 @@ class TestEveryMethod:
             for i in range(5):
                 update(method, model, batch, RHO, seed=i)
             # A graph that survives its update keeps what it saved, even where no Python object leads to it.
-            assert saved.ever > 100
+            assert saved.ever > 50
             assert len(saved.now) == 0
             assert live_tensors() == before
 

@@ -536,3 +536,33 @@ def test_parameters_of_two_dtypes(kind):
     for one in (model, wide):
         kind(STRENGTH).backward(one, nn.CrossEntropyLoss(), batch)
     assert relative_error(torch.cat([p.grad.double().flatten() for p in model.parameters()]), grads(wide)) < 1e-5
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_stock_batch_norm_takes_one_more_pass_for_the_gauss_newton_form(k):
+    """J is made a second time, in elementary operations, for all probes together."""
+    model = net(lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.GELU(), nn.Linear(5, 3)))
+    passes = []
+    model[0].register_forward_hook(lambda *_: passes.append(1))
+    GaussNewtonTraceByProbes(STRENGTH, k=k).backward(model, nn.CrossEntropyLoss(), batch_for("cross-entropy"))
+    assert len(passes) == 2
+
+
+def test_sam_takes_no_memory_of_the_users():
+    """The step uphill is made in the memory of its direction: a gradient that is a user's tensor stays as it is."""
+    constant = torch.randn(3, 4, dtype=torch.float64)
+
+    class Constant(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, weight):
+            return (weight * constant).sum()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return constant
+
+    model, before = nn.Linear(4, 3).double(), constant.clone()
+    weight = model.weight.detach().clone()
+    Sam(STRENGTH).backward(model, lambda z, y: z, (None, None), forward=lambda m, _: (Constant.apply(m.weight), None))
+    assert torch.equal(constant, before)
+    assert torch.equal(model.weight, weight)

@@ -9,7 +9,8 @@ from dense_reference import flat, relative_error
 from nme.activations import ACTIVATIONS
 from nme.config.scale import Recipe
 from nme.derivatives.batch import Batch
-from nme.derivatives.products import batch_gradient, logits_of
+from nme.derivatives.products import batch_gradient
+from nme.derivatives.single_pass import logits_of
 from nme.methods import METHODS
 from nme.models import MODELS
 from nme.runtime.device import prepare_device

@@ -11,7 +11,8 @@ from torch import nn
 from nme.activations import ACTIVATIONS
 from nme.derivatives.batch import Batch
 from nme.derivatives.cross_entropy import cross_entropy
-from nme.derivatives.products import Gradient, batch_gradient, hessian_product, pairing
+from nme.derivatives.products import Gradient, batch_gradient, hessian_product
+from nme.derivatives.single_pass import pairing
 from nme.derivatives.vectors import norm
 
 GELU = ACTIVATIONS.parse("gelu")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nme.derivatives.losses import Loss
 from nme.derivatives.modes import cotangents_only
-from nme.derivatives.products import pairing
+from nme.derivatives.single_pass import pairing
 from nme.errors import NmeError
 
 # Context of a backward pass: nothing, or the model's surroundings where a pass computes parts of the model again.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed
 
 from nme.derivatives.batch import Batch, MicroBatches
+from nme.derivatives.running_statistics import held_buffers
 from nme.errors import NmeError
 
 AnyBatch = Batch | MicroBatches
@@ -59,7 +60,8 @@ def mean_over_parts(
     for number, part in enumerate(batch.parts()):
         if shares is not None and not shares[number]:
             continue
-        found = compute(part)
+        with held_buffers(None if part.evaluation is None else part.evaluation.facts):
+            found = compute(part)
         if shares is not None:
             found = list(torch._foreach_mul(found, shares[number]))
         # Not in place: autograd may return the same tensor for two parameters.

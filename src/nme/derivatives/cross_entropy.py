@@ -1,8 +1,13 @@
 """Cross-entropy: the loss with the stable residual, the Hessian in the logits, and labels drawn from the model."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+softplus_backward = torch.ops.aten.softplus_backward.default
+THRESHOLD = 80  # beyond it softplus is linear; at PyTorch's 20 that is off by 2·10⁻⁹
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -18,8 +23,36 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """
     label = labels[:, None]
     others = logits.scatter(1, label, -torch.inf).logsumexp(1)
-    # Beyond its threshold softplus is linear; at PyTorch's 20 that is off by 2·10⁻⁹.
-    return functional.softplus(others - logits.gather(1, label)[:, 0], threshold=80).mean()
+    return functional.softplus(others - logits.gather(1, label)[:, 0], threshold=THRESHOLD).mean()
+
+
+def cross_entropy_and_slope(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """``cross_entropy`` and its derivative in the logits, (b, C), with autograd's bits in a third of its time.
+
+    Autograd runs the same operations in the same order, each in its own node, and sums with zeros.
+
+    Args:
+        logits: z, (b, C), float32 or wider, without graph.
+        labels: y, (b,), int64.
+
+    Raises:
+        RuntimeError: on the CPU, a label is not a class.
+    """
+    label = labels.unsqueeze(1)
+    masked = logits.scatter(1, label, -torch.inf)
+    others = masked.logsumexp(1, keepdim=True)
+    margin = others - logits.gather(1, label)
+    loss = functional.softplus(margin, threshold=THRESHOLD).mean()
+    at_label = softplus_backward(_mean_slope(len(margin), margin.dtype, margin.device), margin, 1, THRESHOLD)
+    # Added, not written, to the zeros at the labels: where p is 0 it is +0, as autograd's.
+    slope = (masked - others).exp_().mul_(at_label).scatter_add_(1, label, at_label.neg())
+    return loss, slope
+
+
+@lru_cache(maxsize=64)
+def _mean_slope(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1/B in shape (B, 1), the derivative of a mean."""
+    return (torch.ones((), dtype=dtype, device=device) / count).expand(count, 1)
 
 
 def softmax_hessian_product(logits: Tensor, vector: Tensor) -> Tensor:

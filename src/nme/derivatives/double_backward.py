@@ -9,8 +9,8 @@ from nme.derivatives.attention import plain_attention
 from nme.derivatives.batch import Batch
 from nme.derivatives.elementary import ElementaryLayerNorm, elementary_batch_norm
 from nme.derivatives.losses import Loss
-from nme.derivatives.products import evaluated, pairing
 from nme.derivatives.running_statistics import frozen_statistics
+from nme.derivatives.single_pass import evaluated, pairing
 
 
 def quadratic_form_by_double_backward(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,8 @@ from nme.derivatives.attention import plain_attention
 from nme.derivatives.elementary import ElementaryLayerNorm
 from nme.errors import NmeError
 
+CPU = torch.device("cpu")
+RandomStates = list[tuple[torch.device, Tensor]]
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
 
 
@@ -20,14 +22,21 @@ class Facts(NamedTuple):
     """Properties of a model that each pass needs.
 
     Attributes:
-        device: of the parameters.
+        parameters: those with ``requires_grad``, in the model's order; at least one.
         owners: modules with buffers that a pass may change, but for batch norm.
+        batch_norms: layers that update running statistics.
         recurrent: True if a layer is recurrent.
     """
 
-    device: torch.device
+    parameters: list[nn.Parameter]
     owners: list[nn.Module]
+    batch_norms: list[nn.modules.batchnorm._BatchNorm]
     recurrent: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.parameters[0].device
 
 
 class Evaluation:
@@ -47,7 +56,7 @@ class Evaluation:
 
     def __init__(self, forward: Forward | None, autocast: torch.dtype | None, order: int, facts: Facts):
         self.forward, self.autocast, self.order, self.facts = forward, autocast, order, facts
-        self._generators: dict[torch.device, Tensor] | None = None
+        self._states: RandomStates | None = None
         # Those that the first pass changed or replaced, and their values before.
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
 
@@ -57,16 +66,10 @@ class Evaluation:
         Raises:
             NmeError: the output is not a floating-point tensor, or ``forward`` does not return a pair.
         """
-        repeated = self._again() if self._generators else self._first()
-        with repeated, self._surroundings():
-            if self.forward is None:
-                output = _called(model, inputs)
-            else:
-                found = self.forward(model, inputs)
-                if not isinstance(found, tuple | list) or len(found) != 2:
-                    raise NmeError(f"forward returns {type(found).__name__} (expected a pair: output, target)")
-                output, own = found
-                target = own if target is None else target
+        if self._states is None:
+            output, target = self._first(model, inputs, target)
+        else:
+            output, target = self._again(self._states, model, inputs, target)
         if not isinstance(output, Tensor) or not output.is_floating_point():
             kind = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
             raise NmeError(f"the model's output is {kind} (expected a floating-point tensor; choose one by forward=)")
@@ -80,11 +83,26 @@ class Evaluation:
             return False
         return not any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p for m in model.modules())
 
-    def _surroundings(self) -> AbstractContextManager[object]:
-        return nullcontext() if self.order == 1 and self.autocast is None else self._other_surroundings()
+    def _run(self, model: nn.Module, inputs: Any, target: Any) -> tuple[Any, Any]:
+        if self.order > 1 or self.autocast is not None:
+            with self._surroundings():
+                return self._called(model, inputs, target)
+        return self._called(model, inputs, target)
+
+    def _called(self, model: nn.Module, inputs: Any, target: Any) -> tuple[Any, Any]:
+        if self.forward is not None:
+            found = self.forward(model, inputs)
+            if not isinstance(found, tuple | list) or len(found) != 2:
+                raise NmeError(f"forward returns {type(found).__name__} (expected a pair: output, target)")
+            return found[0], found[1] if target is None else target
+        if isinstance(inputs, Tensor):
+            return model(inputs), target
+        if isinstance(inputs, Mapping):
+            return model(**inputs), target
+        return model(*inputs) if isinstance(inputs, tuple) else model(inputs), target
 
     @contextmanager
-    def _other_surroundings(self) -> Iterator[None]:
+    def _surroundings(self) -> Iterator[None]:
         with ExitStack() as stack:
             if self.autocast is not None:
                 # Without cache: it would keep casts of the parameters while a method displaces them.
@@ -98,47 +116,40 @@ class Evaluation:
                     stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             yield
 
-    @contextmanager
-    def _first(self) -> Iterator[None]:
-        self._generators = {kind: _random_state(kind) for kind in {torch.device("cpu"), self.facts.device}}
+    def _first(self, model: nn.Module, inputs: Any, target: Any) -> tuple[Any, Any]:
+        device = self.facts.device
+        self._states = [(kind, _random_state(kind)) for kind in ((CPU,) if device.type == "cpu" else (CPU, device))]
         owned = [(m, name, b) for m in self.facts.owners for name, b in m._buffers.items() if b is not None]
         before = [(m, name, b, b._version, b.clone()) for m, name, b in owned]
-        yield
+        found = self._run(model, inputs, target)
         self._buffers = [(m, n, v) for m, n, b, version, v in before if m._buffers[n] is not b or b._version != version]
+        return found
 
-    @contextmanager
-    def _again(self) -> Iterator[None]:
-        assert self._generators is not None
-        own = {device: _random_state(device) for device in self._generators}
+    def _again(self, states: RandomStates, model: nn.Module, inputs: Any, target: Any) -> tuple[Any, Any]:
+        own = [(device, _random_state(device)) for device, _ in states]
         after = [module._buffers[name] for module, name, _ in self._buffers]
         try:
-            for device, state in self._generators.items():
+            for device, state in states:
                 _set_random_state(device, state)
             for module, name, before in self._buffers:  # others: the graph of the first pass may have saved its own
                 module._buffers[name] = before.clone()
-            yield
+            return self._run(model, inputs, target)
         finally:
-            for device, state in own.items():
+            for device, state in own:
                 _set_random_state(device, state)
             for (module, name, _), buffer in zip(self._buffers, after, strict=True):
                 module._buffers[name] = buffer
 
 
-def _called(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-
-
 def _random_state(device: torch.device) -> Tensor:
     if device.type == "cpu":
-        return torch.get_rng_state()
+        return torch.default_generator.get_state()
     state: Tensor = torch.get_device_module(device).get_rng_state(device)
     return state
 
 
 def _set_random_state(device: torch.device, state: Tensor) -> None:
     if device.type == "cpu":
-        torch.set_rng_state(state)
+        torch.default_generator.set_state(state)
     else:
         torch.get_device_module(device).set_rng_state(state, device)

@@ -13,73 +13,19 @@ second pass computes the first one again, which costs 3 F. ``MicroBatches`` are 
 the L_k weighted by ``Loss.weight``, or their sum for a loss with reduction 'sum'.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from nme.derivatives.batch import Batch, MicroBatches
 from nme.derivatives.combining import AnyBatch, anywhere, mean, mean_over_parts, weighted_mean
-from nme.derivatives.elementary import elementary_batch_norm, has_wrong_third_derivative
-from nme.derivatives.losses import AnyLoss, Loss
-from nme.derivatives.modes import cotangents_only, differentiated_twice
+from nme.derivatives.elementary import elementary_batch_norm
+from nme.derivatives.losses import Loss
+from nme.derivatives.network_parts import trainable_parameters
 from nme.derivatives.running_statistics import RunningStatistics, frozen_statistics
+from nme.derivatives.single_pass import Jacobian, Keep, is_wrong_at_third_order, pairing, single_pass
 from nme.errors import NmeError
-
-
-class _Pairing(Function):
-    @staticmethod
-    def forward(ctx: Any, vectors: Sequence[Tensor], *outputs: Tensor) -> Tensor:
-        ctx.vectors = vectors
-        return torch.zeros((), device=outputs[0].device)
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.vectors
-
-
-def pairing(outputs: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
-    """A scalar with the derivative of ⟨outputs, vectors⟩ in the outputs, ``vectors``; its value is not computed.
-
-    ``torch.autograd.grad`` accepts vectors, too, but then imports a computer algebra system: 0.3 s for every job.
-
-    Raises:
-        ValueError: the shapes of a vector and its output differ.
-    """
-    for vector, output in zip(vectors, outputs, strict=True):
-        if vector.shape != output.shape:
-            raise ValueError(f"a vector has shape {tuple(vector.shape)} (allowed: {tuple(output.shape)})")
-    scalar: Tensor = _Pairing.apply(vectors, *outputs)
-    return scalar
-
-
-class Jacobian(NamedTuple):
-    """J, the derivative of one part's logits in the parameters, as a graph for products with J and Jᵀ.
-
-    Attributes:
-        logits: z with its graph, (b, C), or a model's output of any shape.
-        target: of the loss.
-        cotangent: w, in the shape of z, a leaf.
-        pulled: Jᵀw with its graph, one tensor per parameter.
-    """
-
-    logits: Tensor
-    target: Any
-    cotangent: Tensor
-    pulled: list[Tensor]
-
-    def along(self, vector: list[Tensor], keep_graph: bool = False) -> Tensor:
-        """Jv, in the shape of z: the derivative of ⟨Jᵀw, v⟩ in w, in which it is linear (docs/theory.md, §2.3).
-
-        Cost: 2 F, for each layer one product forward and one with v's part, on the kept graph of g. Forward mode would
-        compute z again.
-        """
-        form = pairing(self.pulled, vector)
-        with cotangents_only():  # always retained: the graph of the logits is still needed
-            (jv,) = torch.autograd.grad(form, self.cotangent, retain_graph=True, create_graph=keep_graph)
-        return jv
 
 
 class Gradient(NamedTuple):
@@ -112,27 +58,6 @@ class Gradient(NamedTuple):
     weight: float = 1
 
 
-def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """z, shape (b, C), in float32 or wider; bfloat16 inputs use ``torch.autocast``, which leaves parameters unchanged.
-
-    The loss and all norms, computed from z, are then in float32 or wider, and so are gradients of parameters.
-    """
-    z: Tensor
-    if inputs.dtype != torch.bfloat16:
-        z = model(inputs)
-        return z
-    with torch.autocast(inputs.device.type, torch.bfloat16):
-        z = model(inputs).float()
-    return z
-
-
-def evaluated(model: nn.Module, part: Batch) -> tuple[Tensor, Any]:
-    """Output with its graph, and target, of one part."""
-    if part.evaluation is None:
-        return logits_of(model, part.inputs), part.labels
-    return part.evaluation(model, part.inputs, part.labels)
-
-
 def batch_gradient(
     model: nn.Module,
     batch: AnyBatch,
@@ -155,45 +80,36 @@ def batch_gradient(
     Raises:
         NmeError: the loss does not depend on the parameters, or with ``keep_jacobian`` not only by the output.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    weighted = isinstance(batch, MicroBatches)
-    statistics = RunningStatistics(None if isinstance(batch, Batch) and batch.split is None else model)
     parts = batch.parts()
-    one = len(parts) == 1
+    evaluation = parts[0].evaluation
+    parameters = trainable_parameters(model) if evaluation is None else evaluation.facts.parameters
+    keep = Keep(keep_graph, keep_logits, keep_jacobian) if len(parts) == 1 else Keep()
+    if isinstance(batch, Batch) and batch.split is None:
+        one = single_pass(model, batch, parameters, keep, logits)
+        # Reads the labels of a loss that may ignore some.
+        count = batch.loss.divisor if evaluation else (lambda *_: batch.size)
+        weight = float(count(one.output, one.target)) if keep_logits else 1
+        records = {"targets": [one.target], "used": one.used, "weight": weight, **one.kept}
+        return Gradient(one.loss, one.output, parameters, one.gradient, **records)
+    weighted = isinstance(batch, MicroBatches)
+    statistics = RunningStatistics(model)
     outputs, targets, weights, sums = [], [], [], None
     kept: dict[str, Any] = {}
     used = [False] * len(parameters)
     for part in parts:
         statistics.begin()
-        with differentiated_twice(one and (keep_graph or keep_logits or keep_jacobian)):
-            z, target = evaluated(model, part) if logits is None else (logits, part.labels)
-        loss = part.loss.value(z, target)
-        if not loss.requires_grad:
-            raise NmeError("the loss does not depend on a parameter with requires_grad=True")
-        if keep_jacobian and one:
-            w = _cotangent(part, z, target, loss, parameters)
-            form = (z * w.requires_grad_()).sum()
-            found = list(torch.autograd.grad(form, parameters, create_graph=True, allow_unused=True))
-        else:
-            retain, create = (keep_logits and one) or None, keep_graph and one
-            found = list(torch.autograd.grad(loss, parameters, None, retain, create, allow_unused=True))
-        used = [before or g is not None for before, g in zip(used, found, strict=True)]
-        found = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-        if one:
-            kept = {
-                "kept_jacobian": Jacobian(z, target, w, found) if keep_jacobian else None,
-                "kept_logits": z if keep_logits else None,
-                "kept_gradient": found if keep_graph else None,
-            }
-        terms = [loss.detach(), *(g.detach() for g in found), *statistics.end()]
+        one = single_pass(model, part, parameters, keep, logits)
+        kept = dict(one.kept)
+        used = [before or now for before, now in zip(used, one.used, strict=True)]
+        terms = [one.loss, *one.gradient, *statistics.end()]
         if weighted:
-            weights.append(float(part.loss.weight(z, target)))
+            weights.append(float(part.loss.weight(one.output, one.target)))
             # A part without any label that counts has a loss of 0/0, and no share.
             own = [t * weights[-1] if weights[-1] else torch.zeros_like(t) for t in terms[: len(parameters) + 1]]
             terms = [*own, *terms[len(parameters) + 1 :]]
         sums = terms if sums is None else list(torch._foreach_add(sums, terms))
-        outputs.append(z.detach())
-        targets.append(target)
+        outputs.append(one.output)
+        targets.append(one.target)
     assert sums is not None
     if isinstance(batch, MicroBatches):
         used = anywhere(batch, used, sums[0].device)
@@ -203,23 +119,11 @@ def batch_gradient(
         kept |= {"shares": [w / share for w in weights], "weight": share}
     else:
         loss, *means = mean(batch, sums)
-        if keep_logits:  # reads the labels of a loss that may ignore some
-            plain = batch.evaluation is None
-            kept["weight"] = batch.size if plain else float(batch.loss.divisor(outputs[0], targets[0]))
+        if keep_logits:
+            kept["weight"] = batch.size
     statistics.replace(means[len(parameters) :])
-    joined = outputs if weighted else outputs[0] if one else torch.cat(outputs)
+    joined = outputs if weighted else outputs[0] if len(parts) == 1 else torch.cat(outputs)
     return Gradient(loss, joined, parameters, means[: len(parameters)], targets=targets, used=used, **kept)
-
-
-def _cotangent(part: Batch, z: Tensor, target: Any, loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """W = ∂L/∂z."""
-    if not isinstance(part.loss, AnyLoss):
-        return torch.autograd.grad(loss, z)[0]
-    leaf = z.detach().requires_grad_()
-    w, *others = torch.autograd.grad(part.loss.value(leaf, target), [leaf, *parameters], allow_unused=True)
-    if any(other is not None for other in others):
-        raise NmeError("the loss depends on parameters directly (expected: only by the model's output)")
-    return torch.zeros_like(z) if w is None else w
 
 
 def hessian_product(
@@ -293,7 +197,7 @@ def gauss_newton_form_gradient(
     """
 
     def of_part(part: Batch) -> list[Tensor]:
-        jacobian = _jacobian(model, part, clean, third=True)
+        jacobian = _jacobian(model, part, clean)
         z, target, loss = jacobian.logits, jacobian.target, part.loss
         ju = jacobian.along(vector, keep_graph=True)
         _refuse_linear(loss, jacobian)
@@ -303,13 +207,12 @@ def gauss_newton_form_gradient(
     return mean_over_parts(batch, of_part, clean.gradient, clean.shares)
 
 
-def _jacobian(model: nn.Module, part: Batch, clean: Gradient, third: bool = False) -> Jacobian:
-    """The part's J; with ``third``, one that is right to the third derivative."""
-    # PyTorch's own batch norm is not (docs/theory.md, §4.2); networks of nme have another one.
-    again = third and part.evaluation is not None and has_wrong_third_derivative(model)
-    if clean.kept_jacobian is not None and not again:
+def _jacobian(model: nn.Module, part: Batch, clean: Gradient) -> Jacobian:
+    """The part's J, right to the method's highest derivative."""
+    if clean.kept_jacobian is not None:
         return clean.kept_jacobian
-    with frozen_statistics(model), elementary_batch_norm(model if again else None):
+    elementary = elementary_batch_norm(model if is_wrong_at_third_order(model, part) else None)
+    with frozen_statistics(model), elementary:
         jacobian = batch_gradient(model, part, keep_jacobian=True).kept_jacobian
     assert jacobian is not None
     return jacobian

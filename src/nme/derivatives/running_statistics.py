@@ -1,9 +1,19 @@
 """Batch norm's running statistics: updated once per step, frozen during curvature computations."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
+
+from nme.derivatives.network_parts import modules_of
+from nme.errors import NmeError
+
+if TYPE_CHECKING:
+    from nme.derivatives.evaluation import Facts
 
 
 class RunningStatistics:
@@ -42,7 +52,8 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
     See docs/theory.md, §4.2.
     """
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    modules = model.modules() if torch.compiler.is_compiling() else modules_of(model)
+    layers = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
     try:
@@ -50,3 +61,33 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.track_running_stats = True
+
+
+@contextmanager
+def held_buffers(facts: Facts | None) -> Iterator[None]:
+    """Inside, a backward pass that computes parts of the forward pass again (checkpointing) updates no statistics.
+
+    With momentum 0 an update leaves running statistics as they are; batches are counted by a counter of its own.
+
+    Args:
+        facts: of the model; None: nothing is held.
+
+    Raises:
+        NmeError: other buffers were updated again; they have changed then.
+    """
+    layers = [] if facts is None else facts.batch_norms
+    owners = [] if facts is None else facts.owners
+    buffers = [(m, name, b, b._version) for m in owners for name, b in m._buffers.items() if b is not None]
+    before = [(vars(layer), layer.momentum, layer._buffers, layer.num_batches_tracked) for layer in layers]
+    try:
+        for own, _, of_layer, count in before:
+            own["momentum"] = 0.0
+            of_layer["num_batches_tracked"] = None if count is None else torch.zeros_like(count)
+        yield
+    finally:
+        for own, momentum, of_layer, count in before:
+            own["momentum"], of_layer["num_batches_tracked"] = momentum, count
+    for module, name, buffer, version in buffers:
+        if module._buffers[name] is not buffer or buffer._version != version:
+            place = f"buffer {name} of {type(module).__name__}"
+            raise NmeError(f"the backward pass updates {place} again (expected: no checkpointing around it)")

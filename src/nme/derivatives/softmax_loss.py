@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nme.derivatives.cross_entropy import cross_entropy, softmax_hessian_product
+from nme.derivatives.cross_entropy import cross_entropy, cross_entropy_and_slope, softmax_hessian_product
 from nme.derivatives.loss import Loss, Number, known_reduction
+from nme.derivatives.modes import custom_derivatives_disabled
 from nme.errors import NmeError
 
 
@@ -48,8 +49,7 @@ class CrossEntropy(Loss):
             total: Tensor = _SoftCrossEntropy.apply(z, self._mass(z, y))
             return total / self.divisor(output, target)
         y, counted = self._counted(y)
-        plain = not self.label_smoothing and self.class_weights is None and self.reduction == "mean"
-        if plain and (counted is None or bool(counted.all())):
+        if self._is_plain() and (counted is None or bool(counted.all())):
             return cross_entropy(z, y)
         label = y[:, None]
         others = z.scatter(1, label, -torch.inf).logsumexp(1)
@@ -63,6 +63,25 @@ class CrossEntropy(Loss):
             rows = (1 - smoothing) * rows + smoothing * uniform
         rows = rows if counted is None else rows.masked_fill(~counted, 0)
         return rows.sum() / self.divisor(output, target)
+
+    def value_and_slope(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
+        """L and ∂L/∂z where each label counts once; otherwise None."""
+        indices = isinstance(target, Tensor) and target.dtype == torch.int64 and output.dim() == 2
+        if not indices or target.shape != output.shape[:1] or not len(target) or not self._is_plain():
+            return None
+        if custom_derivatives_disabled() or output.dtype not in (torch.float32, torch.float64):
+            return None
+        ignored = self.ignore_index
+        # On a CPU the kernels check each label, and none is negative: a look for ignored ones is not needed.
+        if ignored is not None and (ignored >= 0 or output.device.type != "cpu") and int(target.min()) <= ignored:
+            return None
+        try:
+            return cross_entropy_and_slope(output, target)
+        except (RuntimeError, IndexError):  # a label is ignored or out of range; if out of range, it is raised again
+            return None
+
+    def _is_plain(self) -> bool:
+        return not self.label_smoothing and self.class_weights is None and self.reduction == "mean"
 
     def summed_residual(self, output: Tensor, target: Tensor) -> Tensor:
         """∂S/∂z: w_y (p_c − t_c) for each example, stable where p_y − 1 cancels (docs/theory.md, §3.2).

@@ -30,7 +30,7 @@ from nme.derivatives.convolutions import Conv1d, Conv2d
 from nme.derivatives.cross_entropy import softmax_hessian_product
 from nme.derivatives.double_backward import quadratic_form_by_double_backward
 from nme.derivatives.losses import AnyLoss, Loss
-from nme.derivatives.products import logits_of
+from nme.derivatives.single_pass import logits_of
 
 RULES: dict[type[nn.Module], Callable[..., Any]] = {}
 

@@ -11,14 +11,22 @@ from nme.runtime.transfer import send
 
 
 @contextmanager
-def displaced(parameters: list[nn.Parameter], displacement: list[Tensor], times: float = 1) -> Iterator[None]:
+def displaced(
+    parameters: list[nn.Parameter], displacement: list[Tensor], times: float = 1, reuse: bool = False
+) -> Iterator[None]:
     """Inside, the parameters are θ + times · displacement; outside they are θ again, even after an exception.
 
-    Autograd does not notice the change: differentiate a graph inside if and only if it was built inside.
+    Autograd does not notice the change: differentiate a graph inside if and only if it was built inside. With ``reuse``
+    the displacement's own memory may be taken, if it is not needed any more.
     """
     before = [p.data for p in parameters]
     # Exchanged, not added in place: one pass over memory instead of three (copy, sum, restore).
-    moved = torch._foreach_add(before, displacement, alpha=times)
+    if reuse and times == 1 and all(map(_same_memory_order, displacement, before)):
+        moved = displacement
+        torch._foreach_add_(moved, before)
+    else:
+        moved = list(torch._foreach_add(before, displacement, alpha=times))
+    del displacement  # perhaps the last reference
     try:
         for p, data in zip(parameters, moved, strict=True):
             p.data = data
@@ -26,6 +34,11 @@ def displaced(parameters: list[nn.Parameter], displacement: list[Tensor], times:
     finally:
         for p, data in zip(parameters, before, strict=True):
             p.data = data
+
+
+def _same_memory_order(a: Tensor, b: Tensor) -> bool:
+    """True if a + b is sure to have it, too: strides of dimensions of size 1 may change, and with them the kernels."""
+    return a.stride() == b.stride() and 1 not in a.shape
 
 
 def rademacher(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tensor]:
@@ -67,8 +80,8 @@ def uniform(shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
 def norm(tensors: list[Tensor]) -> Tensor:
     """Euclidean norm of all entries together, accumulated and returned in float32 or wider; without graph."""
     wide = torch.float32
-    for t in tensors:
-        wide = torch.promote_types(wide, t.dtype)
+    for kind in {t.dtype for t in tensors}:
+        wide = torch.promote_types(wide, kind)
     # In pieces: on a CPU a sum of 10⁶ squares in float32 is off by 10⁻⁴. PyTorch has no types for ``split``.
     pieces: list[Tensor] = []
     for t in tensors:

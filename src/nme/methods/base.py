@@ -194,8 +194,9 @@ def times(vector: list[Tensor], strength: list[float]) -> list[Tensor]:
     return [v * s for v, s in zip(vector, strength, strict=True)]
 
 
-def finished(direction: Iterable[Tensor], clean: Gradient) -> Update:
-    """The update with this direction and the records of its clean pass."""
+def finished(direction: Iterable[Tensor], clean: Gradient, size: Tensor | None = None) -> Update:
+    """The update with this direction and the records of its clean pass; ``size``: its ‖g‖, if known."""
     from nme.derivatives.vectors import norm
 
-    return Update(list(direction), clean.loss, clean.logits, norm(clean.gradient), clean.used)
+    size = norm(clean.gradient) if size is None else size
+    return Update(list(direction), clean.loss, clean.logits, size, clean.used)

@@ -52,11 +52,13 @@ class GradientPenalty(Method):
         import torch
 
         from nme.derivatives.products import batch_gradient, hessian_product
+        from nme.derivatives.vectors import norm
 
         clean = batch_gradient(model, batch, keep_graph=True)
-        vector = _slope(clean.gradient, strength, self.p)
+        size = norm(clean.gradient)
+        vector = _slope(clean.gradient, size, strength, self.p)
         penalty = hessian_product(model, batch, clean, vector)
-        return finished(torch._foreach_add(clean.gradient, penalty), clean)
+        return finished(torch._foreach_add(clean.gradient, penalty), clean, size)
 
 
 @METHODS.add
@@ -76,14 +78,16 @@ class GradientPenaltyWithoutNme(Method):
         import torch
 
         from nme.derivatives.products import batch_gradient, gauss_newton_product
+        from nme.derivatives.vectors import norm
 
         clean = batch_gradient(model, batch, keep_jacobian=True)
-        penalty = gauss_newton_product(model, batch, clean, _slope(clean.gradient, strength, 1))
-        return finished(torch._foreach_add(clean.gradient, penalty), clean)
+        size = norm(clean.gradient)
+        penalty = gauss_newton_product(model, batch, clean, _slope(clean.gradient, size, strength, 1))
+        return finished(torch._foreach_add(clean.gradient, penalty), clean, size)
 
 
-def _slope(gradient: list[Tensor], strength: Strength, p: int) -> list[Tensor]:
-    """Derivative of the penalty in g: ρ ĝ for p = 1 and 2ρ g for p = 2; 0 if g = 0."""
+def _slope(gradient: list[Tensor], size: Tensor, strength: Strength, p: int) -> list[Tensor]:
+    """Derivative of the penalty in g, whose norm is ``size``: ρ ĝ for p = 1 and 2ρ g for p = 2; 0 if g = 0."""
     import torch
 
     from nme.derivatives.vectors import norm
@@ -94,8 +98,5 @@ def _slope(gradient: list[Tensor], strength: Strength, p: int) -> list[Tensor]:
             return times(gradient, [2 * s for s in strength])
         size = norm(scaled)
         gradient, strength = times(scaled, strength), 1.0
-    else:
-        size = norm(gradient)
-    factor = strength / size if p == 1 else 2 * strength * torch.ones_like(size)
-    factor = torch.where(size == 0, torch.zeros_like(size), factor)
-    return list(torch._foreach_mul(gradient, factor))
+    factor = size.reciprocal().mul_(strength) if p == 1 else torch.full_like(size, 2 * strength)
+    return list(torch._foreach_mul(gradient, factor.masked_fill_(size == 0, 0)))

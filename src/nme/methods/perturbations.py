@@ -39,11 +39,14 @@ class Sam(Method):
         size, ascent = norm(clean.gradient), clean.gradient
         if isinstance(strength, list):
             ascent, strength = times(ascent, strength), 1.0
-        factor = strength / size if self.normalised else strength * torch.ones_like(size)
-        factor = torch.where(size == 0, torch.zeros_like(size), factor)
-        with displaced(clean.parameters, list(torch._foreach_mul(ascent, factor))), frozen_statistics(model):
+        factor = size.reciprocal().mul_(strength) if self.normalised else torch.full_like(size, strength)
+        ascent = list(torch._foreach_mul(ascent, factor.masked_fill_(size == 0, 0)))
+        parameters, loss, output, used = clean.parameters, clean.loss, clean.logits, clean.used
+        del clean  # g takes as much memory as the parameters
+        with displaced(parameters, ascent, reuse=True), frozen_statistics(model):
+            del ascent
             uphill = batch_gradient(model, batch)
-        return finished(uphill.gradient, clean)
+        return Update(uphill.gradient, loss, output, size, used)
 
 
 @METHODS.add

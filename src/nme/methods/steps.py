@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from nme.derivatives.combining import AnyBatch
 from nme.derivatives.evaluation import Evaluation, Facts, Forward
 from nme.derivatives.loss import Loss
 from nme.derivatives.losses import loss_of
+from nme.derivatives.network_parts import modules_of, trainable_parameters
 from nme.errors import NmeError
 from nme.methods.result import Update
 
@@ -47,10 +49,11 @@ def prepared(
         if not model.require_backward_grad_sync:
             raise NmeError("the model is in no_sync() (expected: all micro-batches in one call of accumulate)")
         group, model = model.process_group, model.module
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    modules = modules_of(model)
+    parameters = trainable_parameters(model, modules)
     if not parameters:
         raise NmeError("the model has no parameter with requires_grad=True")
-    facts = _checked(model, parameters, order, group is not None)
+    facts = _checked(modules, parameters, order, group is not None)
     autocast = _autocast(facts.device.type)
     if not batches:
         raise NmeError("there are no micro-batches (expected one or more)")
@@ -70,29 +73,50 @@ def _part(batch: Any, loss: Loss, evaluation: Evaluation) -> Batch:
     return Batch(batch[0], batch[1], None, loss, evaluation)
 
 
-def _checked(model: nn.Module, parameters: list[nn.Parameter], order: int, distributed: bool) -> Facts:
+def _checked(modules: list[nn.Module], parameters: list[nn.Parameter], order: int, distributed: bool) -> Facts:
     owners: list[nn.Module] = []
+    batch_norms: list[nn.modules.batchnorm._BatchNorm] = []
     recurrent = False
-    for module in model.modules():
+    for module in modules:
+        if order > 1:
+            _check_twice_differentiable(module)
+        kind: type = type(module)
+        if not _is_special(kind):
+            if module._buffers:
+                owners.append(module)
+            continue
         if isinstance(module, DataParallel | DistributedDataParallel) or _kind(module) == "FullyShardedDataParallel":
             found = f"{_kind(module)} is not supported"
             raise NmeError(f"{found} (expected a plain model, or the whole model in DistributedDataParallel)")
-        if order > 1 and ("_orig_mod" in module._modules or module._compiled_call_impl is not None):
-            raise NmeError("a compiled model has no second derivative (give the model that was compiled)")
-        if order > 1 and any(isinstance(part, WEIGHT_NORMS) for part in (module, *module._forward_pre_hooks.values())):
-            raise NmeError("weight_norm has wrong second derivatives in PyTorch (remove it: remove_parametrizations)")
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if distributed and isinstance(module, nn.SyncBatchNorm) and module.training:
                 raise NmeError("SyncBatchNorm in train mode is not supported (expected another batch norm, or none)")
+            if module.training and module.track_running_stats:
+                batch_norms.append(module)
             continue
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             raise NmeError(f"{_kind(module)} has sparse gradients (expected sparse=False)")
         recurrent = recurrent or isinstance(module, nn.RNNBase)
         if module._buffers:
             owners.append(module)
-    if any(hasattr(p, "device_mesh") for p in parameters):
+    if any(type(p) is not nn.Parameter and hasattr(p, "device_mesh") for p in parameters):
         raise NmeError("sharded parameters (FSDP, DTensor) are not supported (expected DistributedDataParallel)")
-    return Facts(parameters[0].device, owners, recurrent)
+    return Facts(parameters, owners, batch_norms, recurrent)
+
+
+def _check_twice_differentiable(module: nn.Module) -> None:
+    if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+        raise NmeError("a compiled model has no second derivative (give the model that was compiled)")
+    hooks = module._forward_pre_hooks
+    if isinstance(module, WEIGHT_NORMS) or (hooks and any(isinstance(h, WEIGHT_NORMS) for h in hooks.values())):
+        raise NmeError("weight_norm has wrong second derivatives in PyTorch (remove it: remove_parametrizations)")
+
+
+@lru_cache(maxsize=1024)  # bounded: parametrizations make a type for each layer
+def _is_special(kind: type) -> bool:
+    """True if modules of this type may be refused, or treated in their own way."""
+    wrapper = issubclass(kind, DataParallel | DistributedDataParallel) or kind.__name__ == "FullyShardedDataParallel"
+    return wrapper or issubclass(kind, nn.modules.batchnorm._BatchNorm | nn.Embedding | nn.EmbeddingBag | nn.RNNBase)
 
 
 def _kind(module: nn.Module) -> str:
@@ -115,11 +139,9 @@ def plain_mode(model: nn.Module, autocast: torch.dtype | None, order: int) -> It
     Raises:
         NmeError: PyTorch has no derivative of this order for a layer.
     """
-    with ExitStack() as stack:
-        if not torch.is_grad_enabled():
-            stack.enter_context(torch.enable_grad())
-        if autocast is not None:
-            stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
+    recorded = nullcontext() if torch.is_grad_enabled() else torch.enable_grad()
+    device = "cpu" if autocast is None else next(model.parameters()).device.type
+    with recorded, nullcontext() if autocast is None else torch.autocast(device, enabled=False):
         try:
             yield
         except (RuntimeError, NotImplementedError) as error:
@@ -128,6 +150,8 @@ def plain_mode(model: nn.Module, autocast: torch.dtype | None, order: int) -> It
                 raise NmeError(
                     f"PyTorch has no derivative of order {order} for a layer of the model ({text})"
                 ) from error
+            if "torch.utils.checkpoint" in text:
+                raise NmeError(f"checkpointing does not work here (expected: none; {text})") from error
             raise
 
 
@@ -140,10 +164,12 @@ def added_to_grad(parameters: list[nn.Parameter], step: Update) -> None:
             continue
         if p.grad is not None:
             p.grad += d
-        elif d.data_ptr() in taken:  # autograd returns one tensor for parameters that are only added to each other
+            continue
+        place = d.data_ptr()
+        if place in taken:  # autograd returns one tensor for parameters that are only added to each other
             p.grad = _like(p, d)
         else:
-            taken.add(d.data_ptr())
+            taken.add(place)
             p.grad = d if d.stride() == p.stride() and d.dtype == p.dtype else _like(p, d)
 
 

@@ -26,7 +26,7 @@ from nme.config.scale import Training
 from nme.data.examples import Examples, Split
 from nme.derivatives import taylor, vectors
 from nme.derivatives.batch import CROSS_ENTROPY, Batch, Division
-from nme.derivatives.products import logits_of
+from nme.derivatives.single_pass import logits_of
 from nme.methods import Method
 from nme.runtime import processes
 from nme.runtime.random_streams import derived_seed, stream
