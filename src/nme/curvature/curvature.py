@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from nme.curvature import checks
-from nme.curvature.batches import Batches, cast
+from nme.curvature.batches import Batches, arguments, cast
 from nme.curvature.linearised import Linearised
 from nme.curvature.network import Forward, Network
 from nme.curvature.surroundings import steady
-from nme.derivatives.losses import AnyLoss, Loss, loss_of
+from nme.derivatives.any_loss import AnyLoss, SeveralBatches
+from nme.derivatives.losses import Loss, loss_of
+from nme.derivatives.nested import mapped
 from nme.errors import NmeError
 
 T = TypeVar("T")
@@ -86,20 +88,23 @@ class Curvature:
     ):
         if batch_norm not in ("eval", "train"):
             raise NmeError(f"batch_norm is '{batch_norm}' (allowed: eval, train)")
-        if micro_batch is not None and (batch_norm == "train" or micro_batch < 1):
-            raise NmeError(f"micro_batch is {micro_batch} (allowed: 1 or more, with batch_norm='eval')")
+        if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1 or batch_norm == "train"):
+            raise NmeError(f"micro_batch is {micro_batch} (allowed: 1 or more, an integer, with batch_norm='eval')")
         if dtype not in (None, torch.float32, torch.float64):
             raise NmeError(f"dtype is {dtype} (allowed: torch.float32, torch.float64)")
         self.loss = loss_of(loss)
         if micro_batch is not None and (forward is not None or isinstance(self.loss, AnyLoss)):
             raise NmeError(f"micro_batch is {micro_batch} (allowed: without forward=, for losses with a closed form)")
-        self.batches = Batches(data, micro_batch, whole=forward is not None)
         self.network = Network(model, parameters, dtype, batch_norm, forward)
+        self.batches = Batches(data, self.network.model, micro_batch, whole=forward is not None)
+        if micro_batch is not None:
+            _independent_examples(self.network.model)
         self.names, self.parameters = self.network.names, self.network.parameters
         self.dtype, self.device = self.network.dtype, self.network.device
         self.micro_batch, self.size = micro_batch, sum(p.numel() for p in self.parameters)
         self._given, self._unchecked = loss, check
         self._kept: Linearised | None = None
+        self._combines = self.batches.is_one  # or a pass over all of them has shown it
 
     @steadily
     def products(self, vectors: Tensor) -> Products:
@@ -182,7 +187,7 @@ class Curvature:
     @steadily
     def logits(self, inputs: Any) -> Tensor:
         """Output of the model f_θ(x), in the operators' dtype."""
-        return self.network((inputs, None))[0]
+        return self.network((arguments(inputs, self.network.model), None))[0]
 
     def check(self, thorough: bool = True) -> None:
         """Check that the numbers can be trusted: docs/is-my-number-right.md.
@@ -265,7 +270,9 @@ class Curvature:
         return total.view_as(vectors)
 
     def _columns(self, vectors: Tensor) -> Tensor:
-        if vectors.dim() not in (1, 2) or vectors.shape[0] != self.size:
+        if not isinstance(vectors, Tensor):
+            raise NmeError(f"the vector is {type(vectors).__name__} (allowed: a tensor)")
+        if vectors.dim() not in (1, 2) or vectors.shape[0] != self.size or not vectors.numel():
             raise NmeError(f"the vector has shape {tuple(vectors.shape)} (allowed: ({self.size},), ({self.size}, K))")
         vectors = vectors.detach().to(self.device, self.dtype)
         return (vectors.clone() if vectors.is_inference() else vectors).reshape(self.size, -1)
@@ -282,35 +289,60 @@ class Curvature:
         if self._kept is not None:
             yield 1.0, self._kept
             return
-        first, pooled, count, linearised = 0.0, 0.0, 0, None
+        first, pooled, count, seen = 0.0, 0.0, 0, False
+        kept: Linearised | None = None
+        several = None if self._combines else SeveralBatches(self.loss)
         for batch in self.batches:
             weight, linearised = self._linearised(batch)
-            if weight == 0:
+            seen = True
+            if linearised is None:
                 continue
+            if several is not None:
+                several.add(linearised.z, linearised.target, linearised.r)
             if inspect is not None and not count:
                 inspect(batch, linearised)
             first, count = first or weight, count + 1
             pooled += weight / first
+            kept = linearised if count == 1 and self.batches.in_memory else None
             yield weight / first, linearised
-        if linearised is None or not count:
-            raise NmeError("data has no examples" if linearised is None else "data has no labels that count")
-        if count == 1 and self.batches.in_memory:
-            self._kept = linearised
+        if not count:
+            raise NmeError("data has no labels that count" if seen else "data has no examples")
+        self._combines = True
+        if kept is not None:
+            self._kept = kept
         elif self.loss.reduction == "mean":
             for total in totals:
                 total.div_(pooled)
 
-    def _linearised(self, batch: Any) -> tuple[float, Linearised]:
+    def _linearised(self, batch: Any) -> tuple[float, Linearised | None]:
+        """A batch's weight, and the batch; None if it has no examples, or no labels that count."""
         output, target = self.network(batch)
+        mapped(target, _constant)
         with torch.enable_grad():
             self.loss.check(output.detach(), target)
             weight, divisor = float(self.loss.weight(output, target)), self.loss.divisor(output, target)
+            if weight == 0 or not output.numel():
+                return 0.0, None
             passing = self.network.again if self.network.recomputes else nullcontext
             found = Linearised(self.parameters, self.loss, output, self._moved(target), divisor, passing)
         return weight, found
 
     def _moved(self, target: Any) -> Any:
         return cast(target, self.device, self.dtype)
+
+
+def _constant(target: Any) -> None:
+    if isinstance(target, Tensor) and target.requires_grad:
+        raise NmeError(
+            "the target requires a gradient (expected a constant: detach it, or return what depends on parameters as a"
+            " part of the output)"
+        )
+
+
+def _independent_examples(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise NmeError(f"layer '{name}' has no running statistics, so micro_batch would change them (leave it out)")
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
