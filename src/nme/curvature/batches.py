@@ -132,6 +132,34 @@ def _cut(leaf: Any, part: slice, examples: int) -> Any:
     return leaf[part]
 
 
+def constant(target: Any) -> None:
+    """Raise if a tensor of the target requires a gradient, which no derivative would contain.
+
+    Raises:
+        NmeError: says what to do.
+    """
+
+    def look(leaf: Any) -> None:
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            raise NmeError(
+                "the target requires a gradient (expected a constant: detach it, or return what depends on parameters"
+                " as a part of the output)"
+            )
+
+    mapped(target, look)
+
+
+def has_independent_examples(model: nn.Module) -> None:
+    """Raise if a layer's statistics are those of the batch in eval mode, too, so that parts of it give other outputs.
+
+    Raises:
+        NmeError: names the layer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise NmeError(f"layer '{name}' has no running statistics, so micro_batch would change them (leave it out)")
+
+
 def _shares_memory(a: Tensor, b: Tensor) -> bool:
     return a.layout is not torch.strided or a.is_nested or a.data_ptr() == b.data_ptr()
 

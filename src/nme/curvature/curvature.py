@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from nme.curvature import checks
-from nme.curvature.batches import Batches, arguments, cast
+from nme.curvature.batches import Batches, arguments, cast, constant, has_independent_examples
 from nme.curvature.linearised import Linearised
 from nme.curvature.network import Forward, Network
 from nme.curvature.surroundings import steady
 from nme.derivatives.any_loss import AnyLoss, SeveralBatches
 from nme.derivatives.losses import Loss, loss_of
-from nme.derivatives.nested import mapped
 from nme.errors import NmeError
 
 T = TypeVar("T")
@@ -98,7 +97,7 @@ class Curvature:
         self.network = Network(model, parameters, dtype, batch_norm, forward)
         self.batches = Batches(data, self.network.model, micro_batch, whole=forward is not None)
         if micro_batch is not None:
-            _independent_examples(self.network.model)
+            has_independent_examples(self.network.model)
         self.names, self.parameters = self.network.names, self.network.parameters
         self.dtype, self.device = self.network.dtype, self.network.device
         self.micro_batch, self.size = micro_batch, sum(p.numel() for p in self.parameters)
@@ -317,7 +316,7 @@ class Curvature:
     def _linearised(self, batch: Any) -> tuple[float, Linearised | None]:
         """A batch's weight, and the batch; None if it has no examples, or no labels that count."""
         output, target = self.network(batch)
-        mapped(target, _constant)
+        constant(target)
         with torch.enable_grad():
             self.loss.check(output.detach(), target)
             weight, divisor = float(self.loss.weight(output, target)), self.loss.divisor(output, target)
@@ -329,20 +328,6 @@ class Curvature:
 
     def _moved(self, target: Any) -> Any:
         return cast(target, self.device, self.dtype)
-
-
-def _constant(target: Any) -> None:
-    if isinstance(target, Tensor) and target.requires_grad:
-        raise NmeError(
-            "the target requires a gradient (expected a constant: detach it, or return what depends on parameters as a"
-            " part of the output)"
-        )
-
-
-def _independent_examples(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise NmeError(f"layer '{name}' has no running statistics, so micro_batch would change them (leave it out)")
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

@@ -108,8 +108,8 @@ class SeveralBatches:
         self.loss, self.count, self.problem = loss, int(sure), ""
         self.shape: torch.Size | None = None
 
-    def add(self, output: Tensor, target: Any, residual: Tensor) -> None:
-        """Take a further batch: z, its target and ∂L/∂z.
+    def add(self, output: Tensor, target: Any, residual: Tensor | None = None) -> None:
+        """Take a further batch: z, its target and ∂L/∂z, if that is known.
 
         Raises:
             NmeError: there are several batches, and the losses of one of them do not combine.
@@ -117,8 +117,10 @@ class SeveralBatches:
         if not isinstance(self.loss, AnyLoss):
             return
         self.count += 1
-        shape = output.shape[1:]
-        self.problem = self.problem or _problem(self.loss, output.detach(), target, residual.detach())
+        output, shape = output.detach(), output.shape[1:]
+        if not self.problem and not output.is_meta:
+            residual = self.loss.residual(output, target) if residual is None else residual
+            self.problem = _problem(self.loss, output, target, residual.detach())
         if self.shape is not None and shape != self.shape and self.loss.reduction == "mean":
             self.problem = (
                 f"outputs of an example have shapes {tuple(self.shape)} and {tuple(shape)}, so it is not known how the"

@@ -24,7 +24,7 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
         return _like(value, {key: mapped(part, function) for key, part in value.items()})
     if isinstance(value, tuple | list):
         parts = [mapped(part, function) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        return type(value)._make(parts) if hasattr(value, "_fields") else type(value)(parts)
     return function(value)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from nme.derivatives.any_loss import SeveralBatches
 from nme.derivatives.batch import Batch, MicroBatches
 from nme.derivatives.combining import AnyBatch, anywhere, mean, mean_over_parts, weighted_mean
 from nme.derivatives.elementary import elementary_batch_norm, has_wrong_third_derivative
@@ -148,13 +149,17 @@ def batch_gradient(
         logits: ``kept_logits`` of an earlier pass with different labels, so that z is computed only once.
 
     Raises:
-        NmeError: the loss does not depend on the parameters, or with ``keep_jacobian`` not only by the output.
+        NmeError: the loss does not depend on the parameters, or with ``keep_jacobian`` not only by the output; losses
+            of several parts do not combine (``SeveralBatches``).
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     weighted = isinstance(batch, MicroBatches)
     statistics = RunningStatistics(model if weighted or batch.split else None)
     parts = batch.parts()
     one = len(parts) == 1
+    several = None
+    if isinstance(batch, MicroBatches) and (not one or batch.group is not None):
+        several = SeveralBatches(parts[0].loss, sure=batch.group is not None)
     outputs, targets, weights, sums = [], [], [], None
     kept: dict[str, Any] = {}
     used = [False] * len(parameters)
@@ -165,6 +170,8 @@ def batch_gradient(
         loss = part.loss.value(z, target)
         if not loss.requires_grad:
             raise NmeError("the loss does not depend on a parameter with requires_grad=True")
+        if several is not None:
+            several.add(z, target)
         if keep_jacobian and one:
             w = _cotangent(part, z, target, loss, parameters)
             form = (z * w.requires_grad_()).sum()
@@ -209,6 +216,10 @@ def batch_gradient(
 def _cotangent(part: Batch, z: Tensor, target: Any, loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
     """W = ∂L/∂z."""
     if not isinstance(part.loss, AnyLoss):
+        if isinstance(target, Tensor) and target.requires_grad:
+            slopes = torch.autograd.grad(target.sum(), parameters, retain_graph=True, allow_unused=True)
+            if any(slope is not None for slope in slopes):
+                raise NmeError("the target depends on parameters (expected a constant: target.detach())")
         return torch.autograd.grad(loss, z)[0]
     leaf = z.detach().requires_grad_()
     w, *others = torch.autograd.grad(part.loss.value(leaf, target), [leaf, *parameters], allow_unused=True)
