@@ -487,6 +487,24 @@ def test_refused(name, checked):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_examples_that_depend_on_each_other_have_no_micro_batches(size):
+    def normalised(m, x):
+        return m.net(functional.batch_norm(x, None, None, training=True))
+
+    def masked(m, x, mask):
+        return m.net(x * mask.mean(0))  # all examples share the mask, which has as many rows as there are examples
+
+    square = normal(B, 5, seed=6)
+    for forward, inputs in ((normalised, X), (masked, (X, square))):
+        model = Of(forward, net=mlp())
+        with pytest.raises(NmeError, match=r"which examples are computed together|more than 1 value per channel"):
+            Curvature(model, CE, [(inputs, Y)], micro_batch=size).gradient()
+    squeezed = Of(lambda m, x: m.net(x).squeeze(), net=mlp(outputs=1))
+    curvature = Curvature(squeezed, nn.BCEWithLogitsLoss(), (X, BINARY[:, 0]), micro_batch=4)
+    close(curvature.gradient(), Curvature(squeezed, nn.BCEWithLogitsLoss(), (X, BINARY[:, 0])).gradient())
+
+
 def test_logits_of_an_array_and_of_a_list():
     curvature = Curvature(mlp(), CE, (X, Y))
     torch.testing.assert_close(curvature.logits(X.numpy()), mlp()(X), rtol=1e-12, atol=0)

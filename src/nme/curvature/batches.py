@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -76,6 +76,30 @@ class Batches:
             for at in range(0, examples, size):
                 part = slice(at, at + size)
                 yield mapped(inputs, partial(_cut, part=part, examples=examples)), target[part]
+
+    def check_parts(self, output: Callable[[Any], Tensor]) -> None:
+        """Raise if an example's output depends on which others are in its part. Two examples at once, at least.
+
+        Raises:
+            NmeError: it does, or inputs cannot be cut.
+        """
+        for inputs, target in Batches(self.data, self.model):
+            count = len(target) if isinstance(target, Tensor) and target.dim() else 0
+            if count < 2:
+                continue
+            more = min(max(self.micro_batch or 2, 2), 4, count)
+            few = 2 if more > 2 else 1  # one alone may lose a dimension by ``squeeze``
+            alone, among = (
+                output((mapped(inputs, partial(_cut, part=slice(size), examples=count)), target[:size])).detach()
+                for size in (few, more)
+            )
+            among, limit = among[:few], 1e-3 if alone.dtype == torch.float32 else 1e-7
+            if alone.shape != among.shape or (alone - among).abs().max() > limit * among.abs().max():
+                raise NmeError(
+                    "outputs of the model depend on which examples are computed together, so micro_batch would change"
+                    " them (statistics of the batch, or an input that all examples share? leave micro_batch out)"
+                )
+            return
 
 
 def arguments(inputs: Any, model: nn.Module) -> Any:

@@ -50,23 +50,26 @@ class Curvature:
     """H, G and N of a model's loss over data, of the parameters as they are now.
 
     Several batches have the loss Σ w L / Σ w, with the weights of ``Loss.weight`` (numbers of examples, say), or Σ L
-    for reduction 'sum'.
+    for reduction 'sum'. The first pass over them sees whether a loss without closed form is such a mean.
 
     Args:
         model: any module. Nothing of it is changed: parameters and buffers are copied, the mode is set only while
             computing.
         loss: PyTorch's cross-entropy, mean squared error and binary cross-entropy with logits have closed forms; any
             other callable of output and target is differentiated by autograd (``nme.curvature.loss_of``).
-        data: batches (inputs, target), iterated anew for every product. Inputs may be a tuple or dict of tensors. A
-            single batch may be given as a pair of tensors; its graph is then kept between products.
+        data: batches (inputs, target), iterated anew for every product. Inputs may be a tuple or dict of tensors, the
+            model's arguments; a list counts as a tuple, as ``DataLoader`` makes lists of tuples. A single batch may be
+            given as a pair of tensors; its graph is then kept between products.
         parameters: names, patterns (``conv*.weight``), tensors or modules: the parameters the operators act on, in the
             model's order.
         dtype: to compute in, float32 or float64; None: that of the parameters, and at least float32.
         batch_norm: ``eval``: running statistics; ``train``: each batch's own, which makes its examples depend on each
             other, so that how the data are cut into batches matters. All else, dropout say, is in eval mode.
-        micro_batch: most examples at once; results are the same up to rounding. Only with ``batch_norm='eval'``, pairs
-            of inputs and target, and a loss with a closed form.
-        forward: called as ``forward(model, batch)``, gives the output and the target of a batch of any kind.
+        micro_batch: most examples at once (two in the check); results are the same up to rounding. Only with
+            ``batch_norm='eval'``, pairs of inputs and target, a loss with a closed form, and inputs that have a row for
+            each example.
+        forward: called as ``forward(model, batch)``, gives the output and the target of a batch of any kind. A single
+            batch may then be given as a tuple or dict; a list is a list of batches.
         check: check the operator at its first use (``checks``); costs two products and a gradient.
 
     Raises:
@@ -193,7 +196,7 @@ class Curvature:
 
         Loss and gradient of the first batch are compared with plain differentiation of the model; two products, in two
         passes over the data, with each other and for symmetry; and, if ``thorough``, Hv in float64 with a central
-        difference of gradients.
+        difference of gradients. With ``micro_batch``, outputs of two examples must not depend on the others.
 
         Raises:
             NmeError: says what is wrong.
@@ -205,6 +208,8 @@ class Curvature:
 
         self._unchecked = False
         try:
+            if self.micro_batch is not None:
+                self._check_parts()
             u, v = checks.vectors(self.size, self.device)
             checks.repeatable_and_symmetric(self._pass(u, inspect), self._pass(v), u, v, self.dtype)
             if thorough:
@@ -212,6 +217,10 @@ class Curvature:
         except BaseException:
             self._unchecked, self._kept = True, None
             raise
+
+    @steadily
+    def _check_parts(self) -> None:
+        self.batches.check_parts(lambda batch: self.network(batch)[0])
 
     @steadily
     def _pass(self, vector: Tensor, inspect: Callable[[Any, Linearised], None] | None = None) -> checks.Pass:
