@@ -218,6 +218,10 @@ RIGHT = {
         nn.BCEWithLogitsLoss(weight=BINARY + 0.5),
         partial(mlp, outputs=1),
     ),
+    "compiled loss": Case(
+        (X, Y), lambda m: (m(X), lambda z: own_mean(z, Y)), torch.compile(own_mean, backend="aot_eager")
+    ),
+    "compiled module": Case((X, Y), loss=torch.compile(nn.CrossEntropyLoss(), backend="aot_eager")),
     # ------------------------------------------------------------ forms of data
     "two tensors": Case(
         [X[:3], X[3:]], on_all(MSE, X), MSE, partial(mlp, outputs=5), {"forward": lambda m, b: (m(b), b)}
@@ -503,6 +507,46 @@ def test_examples_that_depend_on_each_other_have_no_micro_batches(size):
     squeezed = Of(lambda m, x: m.net(x).squeeze(), net=mlp(outputs=1))
     curvature = Curvature(squeezed, nn.BCEWithLogitsLoss(), (X, BINARY[:, 0]), micro_batch=4)
     close(curvature.gradient(), Curvature(squeezed, nn.BCEWithLogitsLoss(), (X, BINARY[:, 0])).gradient())
+
+
+POSITIVE = T.abs() + 0.1
+SIGNS = torch.where(T > 0, 1.0, -1.0).double()
+MEANS = {
+    "huber": (nn.HuberLoss(delta=0.4), T),
+    "absolute": (nn.L1Loss(), T),
+    "poisson": (nn.PoissonNLLLoss(), POSITIVE),
+    "gaussian": (lambda z, y: functional.gaussian_nll_loss(z, y, functional.softplus(z)), T),
+    "margin": (nn.MultiMarginLoss(), Y),
+    "labels": (nn.MultiLabelSoftMarginLoss(), (T > 0).double()),
+    "signs": (nn.SoftMarginLoss(), SIGNS),
+    "hinges": (nn.HingeEmbeddingLoss(), SIGNS),
+    "divergence": (lambda z, y: functional.kl_div(z.log_softmax(1), y, reduction="batchmean"), T.softmax(1)),
+    "probabilities": (lambda z, y: functional.binary_cross_entropy(z.sigmoid(), y), T.sigmoid()),
+    "similar": (lambda z, y: (1 - functional.cosine_similarity(z, y)).mean(), T),
+    "no target": (lambda z, y: z.square().logsumexp(1).mean(), None),
+    "mixed": (lambda z, t: 0.3 * CE(z, t[0]) + 0.7 * CE(z, t[1]), (Y, Y.flip(0))),
+}
+
+
+def part_of(target, part):
+    return tuple(t[part] for t in target) if isinstance(target, tuple) else None if target is None else target[part]
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_means_over_examples_combine(name):
+    loss, target = MEANS[name]
+    data = [(X[part], part_of(target, part)) for part in (slice(1), slice(1, 4), slice(4, None))]
+    model = mlp()
+    plain = torch.autograd.grad(loss(model(X), target), list(model.parameters()))
+    close(Curvature(model, loss, data).gradient(), torch.cat([g.flatten() for g in plain]))
+
+
+def test_means_over_examples_combine_near_interpolation_in_float32():
+    y = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    model = Of(lambda m, y: m.scale * functional.one_hot(y, 3), scale=nn.Parameter(torch.tensor([18.0, 17.0, 19.0])))
+    for loss in (Focal(), lambda z, y: (1 - z.softmax(1).gather(1, y[:, None])).mean()):
+        curvature = Curvature(model, loss, [(y, y), (y[1:], y[1:])], check=False)
+        assert torch.isfinite(curvature.gradient()).all()
 
 
 def test_logits_of_an_array_and_of_a_list():

@@ -306,7 +306,7 @@ class Curvature:
             if linearised is None:
                 continue
             if several is not None:
-                several.add(linearised.z, linearised.target, linearised.r)
+                several.add(linearised.z, linearised.target)
             if inspect is not None and not count:
                 inspect(batch, linearised)
             first, count = first or weight, count + 1

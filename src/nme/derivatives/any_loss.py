@@ -96,8 +96,8 @@ class SeveralBatches:
     """Batches whose losses are combined by ``Loss.weight``: for ``AnyLoss`` it is seen whether that is right.
 
     A mean over n examples has 1/n of an example's own residual, a sum all of it, whatever the other examples are. So
-    the residual of one example is compared with its residual in a batch of this example twice. Cost: the loss of two
-    examples, and no pass of the model.
+    the residual of one example is compared with its residual in a batch of this example twice, at outputs that are
+    scaled to 1, where no residual cancels. Cost: two losses, one of them of two examples, and no pass of the model.
 
     Args:
         loss: of each batch.
@@ -108,19 +108,17 @@ class SeveralBatches:
         self.loss, self.count, self.problem = loss, int(sure), ""
         self.shape: torch.Size | None = None
 
-    def add(self, output: Tensor, target: Any, residual: Tensor | None = None) -> None:
-        """Take a further batch: z, its target and ∂L/∂z, if that is known.
+    def add(self, output: Tensor, target: Any) -> None:
+        """Take a further batch: z and its target.
 
         Raises:
             NmeError: there are several batches, and the losses of one of them do not combine.
         """
-        if not isinstance(self.loss, AnyLoss):
+        if not isinstance(self.loss, AnyLoss) or output.is_meta:
             return
         self.count += 1
-        output, shape = output.detach(), output.shape[1:]
-        if not self.problem and not output.is_meta:
-            residual = self.loss.residual(output, target) if residual is None else residual
-            self.problem = _problem(self.loss, output, target, residual.detach())
+        shape = output.shape[1:]
+        self.problem = self.problem or _problem(self.loss, output.detach(), target)
         if self.shape is not None and shape != self.shape and self.loss.reduction == "mean":
             self.problem = (
                 f"outputs of an example have shapes {tuple(self.shape)} and {tuple(shape)}, so it is not known how the"
@@ -131,7 +129,7 @@ class SeveralBatches:
             raise NmeError(self.problem)
 
 
-def _problem(loss: AnyLoss, output: Tensor, target: Any, residual: Tensor) -> str:
+def _problem(loss: AnyLoss, output: Tensor, target: Any) -> str:
     """The reason why this is no mean (or sum) over examples, which the first dimension of the output counts."""
     mean = loss.reduction == "mean"
     if not output.dim():
@@ -139,23 +137,26 @@ def _problem(loss: AnyLoss, output: Tensor, target: Any, residual: Tensor) -> st
             "the model's output is one number, so it is not known how many examples each batch has (give one batch)"
         )
         return number if mean else ""
+    if not output.numel():
+        return ""
     count = len(output)
-    if not output.numel() or not bool(torch.isfinite(residual).all()):
-        return ""  # NaN are found elsewhere
-    twice = residual.reshape(count, -1).abs().amax(1).argmax().expand(2)
+    output = output / output.masked_fill(output.isinf(), 0).abs().amax().clamp(min=1)
     hint = "give one batch, AnyLoss(loss, 'sum') for a sum, or CrossEntropyLoss, MSELoss, BCEWithLogitsLoss"
     reason = (
         f"the loss is not a {loss.reduction} over examples, the output's first dimension, so losses of several batches"
         f" do not combine ({hint})"
     )
     try:
+        among = loss.residual(output, target).detach()
+        if not bool(torch.isfinite(among).all()):
+            return ""  # NaN are found elsewhere
+        twice = among.reshape(count, -1).abs().amax(1).argmax().expand(2)
         alone = loss.residual(output[twice], mapped(target, lambda leaf: _chosen(leaf, twice, count))).detach()
     except NmeError:
         return reason
-    own = residual[twice] * (count if mean else 1)
-    alone = alone * (2 if mean else 1)
-    limit = (1e-4 if output.dtype == torch.float32 else 1e-6) * float(own.abs().max())
-    return "" if bool(((own - alone).abs() <= limit).all()) else reason
+    among, alone = (among[twice] * count, alone * 2) if mean else (among[twice], alone)
+    limit = (1e-4 if output.dtype == torch.float32 else 1e-6) * float(among.abs().max())
+    return "" if bool(((among - alone).abs() <= limit).all()) else reason
 
 
 def _chosen(leaf: Any, rows: Tensor, count: int) -> Any:

@@ -150,7 +150,7 @@ def loss_of(loss: Callable[..., Any] | Loss) -> Loss:
     Args:
         loss: ``torch.nn.CrossEntropyLoss``, ``MSELoss`` and ``BCEWithLogitsLoss`` and their functions in
             ``torch.nn.functional`` (also with keywords by ``functools.partial``) have closed forms. Any other
-            callable, subclasses of these included, is differentiated by autograd.
+            callable, subclasses of these included, is differentiated by autograd. Compiled ones are not run compiled.
 
     Raises:
         NmeError: not callable, or a loss of PyTorch with reduction 'none'.
@@ -159,6 +159,8 @@ def loss_of(loss: Callable[..., Any] | Loss) -> Loss:
         return loss
     if not callable(loss):
         raise NmeError(f"loss is {type(loss).__name__} (allowed: a loss module, or a function of output and target)")
+    # A compiled loss has wrong second derivatives, or none.
+    loss = getattr(loss, "_orig_mod", getattr(loss, "_torchdynamo_orig_callable", loss))
     function, keywords = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
     if isinstance(function, Hashable) and function in FUNCTIONS and not {"input", "target"} & keywords.keys():
         with suppress(TypeError):  # keywords of the function that its module does not have
