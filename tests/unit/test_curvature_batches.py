@@ -516,7 +516,6 @@ MEANS = {
     "absolute": (nn.L1Loss(), T),
     "poisson": (nn.PoissonNLLLoss(), POSITIVE),
     "gaussian": (lambda z, y: functional.gaussian_nll_loss(z, y, functional.softplus(z)), T),
-    "margin": (nn.MultiMarginLoss(), Y),
     "labels": (nn.MultiLabelSoftMarginLoss(), (T > 0).double()),
     "signs": (nn.SoftMarginLoss(), SIGNS),
     "hinges": (nn.HingeEmbeddingLoss(), SIGNS),
