@@ -87,11 +87,14 @@ class Batches:
             count = len(target) if isinstance(target, Tensor) and target.dim() else 0
             if count < 2:
                 continue
-            more = min(max(self.micro_batch or 2, 2), 4, count)
+            size = self.micro_batch or count
+            if size >= count:
+                return  # is not cut
+            more = min(max(size, 2), 4)
             few = 2 if more > 2 else 1  # one alone may lose a dimension by ``squeeze``
             alone, among = (
-                output((mapped(inputs, partial(_cut, part=slice(size), examples=count)), target[:size])).detach()
-                for size in (few, more)
+                output((mapped(inputs, partial(_cut, part=slice(n), examples=count)), target[:n])).detach()
+                for n in (few, more)
             )
             among, limit = among[:few], 1e-3 if alone.dtype == torch.float32 else 1e-7
             if alone.shape != among.shape or (alone - among).abs().max() > limit * among.abs().max():
