@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nme.curvature.curvature import Curvature
-from nme.curvature.estimators import Estimate, Probes, root_of_mean
+from nme.curvature.estimators import Estimate, Probes, known_curvature, root_of_mean
 from nme.errors import NmeError, unknown
 
 AT_ONCE = 8  # probes in one pass over the data; memory is two vectors each
@@ -32,6 +32,7 @@ def nme_block_norms(
     Raises:
         NmeError: a block has a parameter that ``curvature`` is not of, or that another block has.
     """
+    known_curvature(curvature)
     masks = _masks(curvature, blocks)
     squares: dict[str, list[float]] = {block: [] for block in masks}
     drawn = Probes(curvature.size, probes, generator, "rademacher", curvature.dtype)

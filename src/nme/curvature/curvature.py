@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from nme.curvature import checks
-from nme.curvature.batches import Batches, cast
+from nme.curvature.batches import Batches, arguments, cast, constant, has_independent_examples
 from nme.curvature.linearised import Linearised
 from nme.curvature.network import Forward, Network
 from nme.curvature.surroundings import steady
-from nme.derivatives.losses import AnyLoss, Loss, loss_of
+from nme.derivatives.any_loss import AnyLoss, SeveralBatches
+from nme.derivatives.losses import Loss, loss_of
 from nme.errors import NmeError
 
 T = TypeVar("T")
@@ -49,23 +50,26 @@ class Curvature:
     """H, G and N of a model's loss over data, of the parameters as they are now.
 
     Several batches have the loss Σ w L / Σ w, with the weights of ``Loss.weight`` (numbers of examples, say), or Σ L
-    for reduction 'sum'.
+    for reduction 'sum'. The first pass over them sees whether a loss without closed form is such a mean.
 
     Args:
         model: any module. Nothing of it is changed: parameters and buffers are copied, the mode is set only while
             computing.
         loss: PyTorch's cross-entropy, mean squared error and binary cross-entropy with logits have closed forms; any
             other callable of output and target is differentiated by autograd (``nme.curvature.loss_of``).
-        data: batches (inputs, target), iterated anew for every product. Inputs may be a tuple or dict of tensors. A
-            single batch may be given as a pair of tensors; its graph is then kept between products.
+        data: batches (inputs, target), iterated anew for every product. Inputs may be a tuple or dict of tensors, the
+            model's arguments; a list counts as a tuple, as ``DataLoader`` makes lists of tuples. A single batch may be
+            given as a pair of tensors; its graph is then kept between products.
         parameters: names, patterns (``conv*.weight``), tensors or modules: the parameters the operators act on, in the
             model's order.
         dtype: to compute in, float32 or float64; None: that of the parameters, and at least float32.
         batch_norm: ``eval``: running statistics; ``train``: each batch's own, which makes its examples depend on each
             other, so that how the data are cut into batches matters. All else, dropout say, is in eval mode.
-        micro_batch: most examples at once; results are the same up to rounding. Only with ``batch_norm='eval'``, pairs
-            of inputs and target, and a loss with a closed form.
-        forward: called as ``forward(model, batch)``, gives the output and the target of a batch of any kind.
+        micro_batch: most examples at once (two in the check); results are the same up to rounding. Only with
+            ``batch_norm='eval'``, pairs of inputs and target, a loss with a closed form, and inputs that have a row for
+            each example.
+        forward: called as ``forward(model, batch)``, gives the output and the target of a batch of any kind. A single
+            batch may then be given as a tuple or dict; a list is a list of batches.
         check: check the operator at its first use (``checks``); costs two products and a gradient.
 
     Raises:
@@ -86,20 +90,23 @@ class Curvature:
     ):
         if batch_norm not in ("eval", "train"):
             raise NmeError(f"batch_norm is '{batch_norm}' (allowed: eval, train)")
-        if micro_batch is not None and (batch_norm == "train" or micro_batch < 1):
-            raise NmeError(f"micro_batch is {micro_batch} (allowed: 1 or more, with batch_norm='eval')")
+        if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1 or batch_norm == "train"):
+            raise NmeError(f"micro_batch is {micro_batch} (allowed: 1 or more, an integer, with batch_norm='eval')")
         if dtype not in (None, torch.float32, torch.float64):
             raise NmeError(f"dtype is {dtype} (allowed: torch.float32, torch.float64)")
         self.loss = loss_of(loss)
         if micro_batch is not None and (forward is not None or isinstance(self.loss, AnyLoss)):
             raise NmeError(f"micro_batch is {micro_batch} (allowed: without forward=, for losses with a closed form)")
-        self.batches = Batches(data, micro_batch, whole=forward is not None)
         self.network = Network(model, parameters, dtype, batch_norm, forward)
+        self.batches = Batches(data, self.network.model, micro_batch, whole=forward is not None)
+        if micro_batch is not None:
+            has_independent_examples(self.network.model)
         self.names, self.parameters = self.network.names, self.network.parameters
         self.dtype, self.device = self.network.dtype, self.network.device
         self.micro_batch, self.size = micro_batch, sum(p.numel() for p in self.parameters)
         self._given, self._unchecked = loss, check
         self._kept: Linearised | None = None
+        self._combines = self.batches.is_one  # or a pass over all of them has shown it
 
     @steadily
     def products(self, vectors: Tensor) -> Products:
@@ -182,14 +189,14 @@ class Curvature:
     @steadily
     def logits(self, inputs: Any) -> Tensor:
         """Output of the model f_θ(x), in the operators' dtype."""
-        return self.network((inputs, None))[0]
+        return self.network((arguments(inputs, self.network.model), None))[0]
 
     def check(self, thorough: bool = True) -> None:
         """Check that the numbers can be trusted: docs/is-my-number-right.md.
 
         Loss and gradient of the first batch are compared with plain differentiation of the model; two products, in two
         passes over the data, with each other and for symmetry; and, if ``thorough``, Hv in float64 with a central
-        difference of gradients.
+        difference of gradients. With ``micro_batch``, outputs of two examples must not depend on the others.
 
         Raises:
             NmeError: says what is wrong.
@@ -201,6 +208,8 @@ class Curvature:
 
         self._unchecked = False
         try:
+            if self.micro_batch is not None:
+                self._check_parts()
             u, v = checks.vectors(self.size, self.device)
             checks.repeatable_and_symmetric(self._pass(u, inspect), self._pass(v), u, v, self.dtype)
             if thorough:
@@ -208,6 +217,10 @@ class Curvature:
         except BaseException:
             self._unchecked, self._kept = True, None
             raise
+
+    @steadily
+    def _check_parts(self) -> None:
+        self.batches.check_parts(lambda batch: self.network(batch)[0])
 
     @steadily
     def _pass(self, vector: Tensor, inspect: Callable[[Any, Linearised], None] | None = None) -> checks.Pass:
@@ -265,7 +278,9 @@ class Curvature:
         return total.view_as(vectors)
 
     def _columns(self, vectors: Tensor) -> Tensor:
-        if vectors.dim() not in (1, 2) or vectors.shape[0] != self.size:
+        if not isinstance(vectors, Tensor):
+            raise NmeError(f"the vector is {type(vectors).__name__} (allowed: a tensor)")
+        if vectors.dim() not in (1, 2) or vectors.shape[0] != self.size or not vectors.numel():
             raise NmeError(f"the vector has shape {tuple(vectors.shape)} (allowed: ({self.size},), ({self.size}, K))")
         vectors = vectors.detach().to(self.device, self.dtype)
         return (vectors.clone() if vectors.is_inference() else vectors).reshape(self.size, -1)
@@ -282,29 +297,40 @@ class Curvature:
         if self._kept is not None:
             yield 1.0, self._kept
             return
-        first, pooled, count, linearised = 0.0, 0.0, 0, None
+        first, pooled, count, seen = 0.0, 0.0, 0, False
+        kept: Linearised | None = None
+        several = None if self._combines else SeveralBatches(self.loss)
         for batch in self.batches:
             weight, linearised = self._linearised(batch)
-            if weight == 0:
+            seen = True
+            if linearised is None:
                 continue
+            if several is not None:
+                several.add(linearised.z, linearised.target)
             if inspect is not None and not count:
                 inspect(batch, linearised)
             first, count = first or weight, count + 1
             pooled += weight / first
+            kept = linearised if count == 1 and self.batches.in_memory else None
             yield weight / first, linearised
-        if linearised is None or not count:
-            raise NmeError("data has no examples" if linearised is None else "data has no labels that count")
-        if count == 1 and self.batches.in_memory:
-            self._kept = linearised
+        if not count:
+            raise NmeError("data has no labels that count" if seen else "data has no examples")
+        self._combines = True
+        if kept is not None:
+            self._kept = kept
         elif self.loss.reduction == "mean":
             for total in totals:
                 total.div_(pooled)
 
-    def _linearised(self, batch: Any) -> tuple[float, Linearised]:
+    def _linearised(self, batch: Any) -> tuple[float, Linearised | None]:
+        """A batch's weight, and the batch; None if it has no examples, or no labels that count."""
         output, target = self.network(batch)
+        constant(target)
         with torch.enable_grad():
             self.loss.check(output.detach(), target)
             weight, divisor = float(self.loss.weight(output, target)), self.loss.divisor(output, target)
+            if weight == 0 or not output.numel():
+                return 0.0, None
             passing = self.network.again if self.network.recomputes else nullcontext
             found = Linearised(self.parameters, self.loss, output, self._moved(target), divisor, passing)
         return weight, found

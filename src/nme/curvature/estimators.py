@@ -68,6 +68,8 @@ class Probes:
             raise NmeError(f"distribution is '{distribution}' (allowed: rademacher, normal)")
         if count < 1:
             raise NmeError(f"probes is {count} (allowed: 1 or more)")
+        if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+            raise NmeError("generator is not a torch.Generator on the CPU (give torch.Generator().manual_seed(0), say)")
         self.size, self.count, self.distribution, self.dtype = size, count, distribution, dtype
         self._seeds = torch.randint(2**62, (count,), generator=generator, device="cpu").tolist()
 
@@ -84,8 +86,29 @@ class Probes:
                 yield torch.randn(self.size, generator=stream, dtype=self.dtype, device="cpu")
 
 
+def known_operator(operator: Operator) -> None:
+    """Raise if a ``Curvature`` is given where one of its operators is meant.
+
+    Raises:
+        NmeError: says so.
+    """
+    if isinstance(operator, Curvature):
+        raise NmeError("a Curvature has three operators (give Hessian(curvature), GaussNewton(...) or NME(...))")
+
+
+def known_curvature(curvature: Curvature) -> None:
+    """Raise if an operator is given where its ``Curvature`` is meant.
+
+    Raises:
+        NmeError: says so.
+    """
+    if not isinstance(curvature, Curvature):
+        raise NmeError(f"curvature is {type(curvature).__name__} (allowed: a Curvature, such as operator.curvature)")
+
+
 def probes_for(operator: Operator, count: int, generator: torch.Generator, distribution: str) -> Probes:
     """Probes in the size and dtype of an operator."""
+    known_operator(operator)
     return Probes(operator.shape[0], count, generator, distribution, operator.dtype)
 
 
@@ -96,6 +119,7 @@ def traces(
 
     See docs/theory.md, §7.2.
     """
+    known_curvature(curvature)
     drawn = Probes(curvature.size, probes, generator, distribution, curvature.dtype)
     forms = curvature.quadratic_forms(drawn)
     return {symbol: Estimate.of(samples) for symbol, samples in zip("HGN", forms, strict=True)}
@@ -103,6 +127,7 @@ def traces(
 
 def trace(operator: Operator, probes: int, generator: torch.Generator, distribution: str = "rademacher") -> Estimate:
     """Tr A ≈ (1/K) Σ uᵀAu (Hutchinson). For several of H, G, N use ``traces``, which costs the same as one."""
+    known_operator(operator)
     return traces(operator.curvature, probes, generator, distribution)[operator.symbol]
 
 
@@ -119,6 +144,7 @@ def hutch_plus_plus(operator: Operator, products: int, generator: torch.Generato
     Returns:
         The samples are those of the rest; the error is theirs, the low-rank part has none.
     """
+    known_operator(operator)
     third = products // 3
     if not 1 <= third <= operator.shape[0]:
         raise NmeError(f"products is {products} (allowed: 3 to {3 * operator.shape[0]})")
@@ -162,6 +188,7 @@ def frobenius_norms(curvature: Curvature, probes: int, generator: torch.Generato
 
     See docs/theory.md, §7.4.
     """
+    known_curvature(curvature)
     squares: dict[str, list[float]] = {symbol: [] for symbol in "HGN"}
     for probe in Probes(curvature.size, probes, generator, "rademacher", curvature.dtype):
         for samples, product in zip(squares.values(), curvature.products(probe), strict=True):
@@ -174,6 +201,7 @@ def diagonal(operator: Operator, probes: int, generator: torch.Generator) -> tup
 
     See docs/theory.md, §7.5.
     """
+    known_operator(operator)
     total = torch.zeros(operator.shape[0], dtype=torch.float64, device="cpu")
     squares = torch.zeros_like(total)
     for probe in probes_for(operator, probes, generator, "rademacher"):

@@ -9,7 +9,7 @@ from math import inf, isfinite, pi, sqrt
 import torch
 from torch import Tensor
 
-from nme.curvature.estimators import Estimate, probes_for
+from nme.curvature.estimators import Estimate, known_operator, probes_for
 from nme.curvature.operators import Operator
 from nme.errors import NmeError
 
@@ -43,7 +43,7 @@ def lanczos(operator: Operator, steps: int, start: Tensor, keep_vectors: bool = 
     Memory: m vectors.
 
     Raises:
-        NmeError: the start vector is zero, or a product is not finite.
+        NmeError: the start vector is zero or has another shape, or a product is not finite.
     """
     run = _Run(operator, steps, start)
     while not run.done:
@@ -55,6 +55,10 @@ class _Run:
     """One run of Lanczos, step by step, so that several can share passes over the data."""
 
     def __init__(self, operator: Operator, steps: int, start: Tensor):
+        known_operator(operator)
+        if not isinstance(start, Tensor) or start.shape != operator.shape[:1]:
+            found = f"shape {tuple(start.shape)}" if isinstance(start, Tensor) else f"type {type(start).__name__}"
+            raise NmeError(f"the start vector of Lanczos has {found} (allowed: a tensor, ({operator.shape[0]},))")
         start = start.to(operator.device, operator.dtype)
         size = torch.linalg.vector_norm(start.double()).item()
         if not 0 < size < inf:
@@ -132,6 +136,7 @@ def extreme_eigenpairs(
         generator: of the start vector.
         steps: of Lanczos; more make the residuals smaller.
     """
+    known_operator(operator)
     wanted = smallest + largest
     if not 1 <= wanted <= min(steps, operator.shape[0]):
         raise NmeError(f"{wanted} eigenpairs of {operator.shape[0]} from {steps} steps (allowed: no more than either)")

@@ -72,6 +72,8 @@ class Linearised:
                 found = torch.autograd.grad(
                     scalar, inputs, retain_graph=True, create_graph=create_graph, materialize_grads=True
                 )
+                if any(gradient.layout is not torch.strided for gradient in found):
+                    raise NmeError("a parameter has a sparse gradient (give the embedding sparse=False)")
                 return list(found)
             except torch.OutOfMemoryError:
                 raise

@@ -8,6 +8,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from nme.curvature.curvature import Curvature, Products
+from nme.errors import NmeError
 
 __all__ = ["NME", "Curvature", "GaussNewton", "Hessian", "Operator", "Products", "layers"]
 
@@ -18,6 +19,8 @@ class Operator:
     symbol: str
 
     def __init__(self, model: nn.Module | Curvature, *arguments: Any, **options: Any):
+        if isinstance(model, Curvature) and (arguments or options):
+            raise NmeError("a Curvature takes no further arguments (give them to the Curvature itself)")
         self.curvature = model if isinstance(model, Curvature) else Curvature(model, *arguments, **options)
         self.shape = (self.curvature.size, self.curvature.size)
         self.dtype, self.device = self.curvature.dtype, self.curvature.device

@@ -12,13 +12,14 @@ To add a closed form: a subclass of ``Loss`` with ``value``, ``summed_residual``
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nme.derivatives.any_loss import AnyLoss
 from nme.derivatives.loss import Loss, Number, known_reduction
 from nme.derivatives.softmax_loss import CrossEntropy
 from nme.errors import NmeError
@@ -87,6 +88,15 @@ class BinaryCrossEntropy(_Entrywise):
         super().__init__(reduction)
         self.rescale, self.pos_weight = weight, pos_weight
 
+    def check(self, output: Tensor, target: Tensor) -> None:
+        """Raise unless target and weights fit the output.
+
+        Raises:
+            NmeError: one has a shape that does not.
+        """
+        self._same_shape(output, target)
+        self._masses(output, target)
+
     def value(self, output: Tensor, target: Tensor) -> Tensor:
         """L, a scalar, whose gradient by autograd is the stable residual."""
         positive, negative = self._masses(output, target)
@@ -109,87 +119,22 @@ class BinaryCrossEntropy(_Entrywise):
         y = self._same_shape(output, target)
         positive, negative = y, 1 - y
         if self.pos_weight is not None:
-            positive = positive * self.pos_weight.detach().to(output)
+            positive = positive * _fitting("pos_weight", self.pos_weight, output)
         if self.rescale is not None:
-            positive, negative = (part * self.rescale.detach().to(output) for part in (positive, negative))
+            own = _fitting("weight", self.rescale, output)
+            positive, negative = positive * own, negative * own
         return positive, negative
 
 
-class AnyLoss(Loss):
-    """Any function of output and target that returns a scalar, differentiated in the output by autograd.
-
-    Less accurate near interpolation than the closed forms, and G is positive semidefinite only if the function is
-    convex in the output.
-
-    Args:
-        function: called as ``function(output, target)``.
-        reduction: 'mean': losses of several batches are averaged, weighted by their numbers of examples; 'sum': added.
-    """
-
-    def __init__(self, function: Callable[..., Any], reduction: str = "mean"):
-        self.function, self.reduction = function, known_reduction(reduction)
-
-    def value(self, output: Tensor, target: Tensor) -> Tensor:
-        """L, a scalar.
-
-        Raises:
-            NmeError: the function does not return one number.
-        """
-        loss = self.function(output, target)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise NmeError(f"the loss returns {found} (allowed: one number, the loss of the batch)")
-        return loss.reshape(())
-
-    def residual(self, output: Tensor, target: Tensor) -> Tensor:
-        """∂L/∂z in the shape of z, differentiable in z; by autograd."""
-        with torch.enable_grad():
-            z = output if output.requires_grad else output.detach().requires_grad_()
-            value = self.value(z, target)
-            if not value.requires_grad:
-                raise NmeError("the loss does not depend on the model's output by operations that autograd records")
-            r = _derivative(value, z, create_graph=True)
-        return r
-
-    def is_linear(self, output: Tensor, target: Tensor) -> bool:
-        """True for ``NLLLoss`` and its function, which take log-probabilities."""
-        return isinstance(self.function, nn.NLLLoss) or self.function is functional.nll_loss
-
-    def hessian_product(self, output: Tensor, target: Tensor, vector: Tensor) -> Tensor:
-        """(∇²_z L) v in the shape of z; by autograd, differentiable in z and v if z or v requires a gradient."""
-        further = torch.is_grad_enabled() and (output.requires_grad or vector.requires_grad)
-        with torch.enable_grad():
-            z = output if output.requires_grad else output.detach().requires_grad_()
-            r = self.residual(z, target)
-            if not r.requires_grad:
-                return torch.zeros_like(vector)
-            product = _derivative((r * vector).sum(), z, create_graph=further)
-        return product
-
-    def summed_residual(self, output: Tensor, target: Tensor) -> Tensor:
-        """∂L/∂z: the function is not divided."""
-        return self.residual(output, target)
-
-    def summed_hessian_product(self, output: Tensor, target: Tensor, vector: Tensor) -> Tensor:
-        """(∇²_z L) v: the function is not divided."""
-        return self.hessian_product(output, target, vector)
-
-    def divisor(self, output: Tensor, target: Tensor) -> Number:
-        """1: the function is not divided."""
-        return 1
-
-    def weight(self, output: Tensor, target: Tensor) -> Number:
-        """Number of examples; 1 for reduction 'sum'."""
-        return len(output) if self.reduction == "mean" and output.dim() else 1
-
-
-def _derivative(value: Tensor, z: Tensor, create_graph: bool) -> Tensor:
-    try:
-        return torch.autograd.grad(value, z, create_graph=create_graph, materialize_grads=True)[0]
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, NotImplementedError) as error:
-        raise NmeError(f"the loss cannot be differentiated: {str(error).strip().splitlines()[0]}") from error
+def _fitting(name: str, weight: Tensor, output: Tensor) -> Tensor:
+    """The weight in the output's dtype; broadcasting must not make the loss larger than the output."""
+    shape = (1,) * (output.dim() - weight.dim()) + tuple(weight.shape)
+    if len(shape) != output.dim() or any(n not in (1, size) for n, size in zip(shape, output.shape, strict=True)):
+        found = tuple(weight.shape)
+        raise NmeError(
+            f"the loss has {name} of shape {found} (expected: broadcast to {tuple(output.shape)}, the output)"
+        )
+    return weight.detach().to(output)
 
 
 FUNCTIONS: dict[Callable[..., Any], Callable[..., nn.Module]] = {
@@ -205,18 +150,21 @@ def loss_of(loss: Callable[..., Any] | Loss) -> Loss:
     Args:
         loss: ``torch.nn.CrossEntropyLoss``, ``MSELoss`` and ``BCEWithLogitsLoss`` and their functions in
             ``torch.nn.functional`` (also with keywords by ``functools.partial``) have closed forms. Any other
-            callable, subclasses of these included, is differentiated by autograd.
+            callable, subclasses of these included, is differentiated by autograd. Compiled ones are not run compiled.
 
     Raises:
-        NmeError: not callable, or reduction 'none'.
+        NmeError: not callable, or a loss of PyTorch with reduction 'none'.
     """
     if isinstance(loss, Loss):
         return loss
     if not callable(loss):
         raise NmeError(f"loss is {type(loss).__name__} (allowed: a loss module, or a function of output and target)")
+    # A compiled loss has wrong second derivatives, or none.
+    loss = getattr(loss, "_orig_mod", getattr(loss, "_torchdynamo_orig_callable", loss))
     function, keywords = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
     if isinstance(function, Hashable) and function in FUNCTIONS and not {"input", "target"} & keywords.keys():
-        loss = FUNCTIONS[function](**keywords)
+        with suppress(TypeError):  # keywords of the function that its module does not have
+            loss = FUNCTIONS[function](**keywords)
     reduction = getattr(loss, "reduction", "mean")
     if isinstance(loss, nn.Module) and "forward" not in vars(loss) and not _hooked(loss):
         if type(loss) is nn.CrossEntropyLoss:
@@ -225,7 +173,10 @@ def loss_of(loss: Callable[..., Any] | Loss) -> Loss:
             return SquaredError(reduction)
         if type(loss) is nn.BCEWithLogitsLoss:
             return BinaryCrossEntropy(loss.weight, loss.pos_weight, reduction)
-    return AnyLoss(loss, reduction if isinstance(reduction, str) else "mean")
+    if type(loss).__module__ == nn.MSELoss.__module__ and reduction == "none":
+        known_reduction(reduction)
+    # A subclass may reduce by itself, and 'batchmean' is a mean over examples: ``SeveralBatches`` sees what it is.
+    return AnyLoss(loss, "sum" if reduction == "sum" else "mean")
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """Modules and parameters of a network, found in a third of the time of ``nn.Module``: small networks notice it."""
 
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -41,6 +41,10 @@ def trainable_parameters(model: nn.Module, modules: list[nn.Module] | None = Non
     return list(found.values())
 
 
-@lru_cache(maxsize=1024)  # bounded: parametrizations make a type for each layer
+_known_kinds: WeakKeyDictionary[type, bool] = WeakKeyDictionary()  # weak: parametrizations make a type for each layer
+
+
 def _has_its_own(kind: type) -> bool:
-    return any(getattr(kind, name) is not getattr(nn.Module, name) for name in OVERRIDABLE)
+    if kind not in _known_kinds:
+        _known_kinds[kind] = any(getattr(kind, name) is not getattr(nn.Module, name) for name in OVERRIDABLE)
+    return _known_kinds[kind]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nme.derivatives.any_loss import SeveralBatches
 from nme.derivatives.batch import Batch, MicroBatches
 from nme.derivatives.combining import AnyBatch, anywhere, mean, mean_over_parts, weighted_mean
 from nme.derivatives.elementary import elementary_batch_norm
@@ -78,7 +79,8 @@ def batch_gradient(
         logits: ``kept_logits`` of an earlier pass with different labels, so that z is computed only once.
 
     Raises:
-        NmeError: the loss does not depend on the parameters, or with ``keep_jacobian`` not only by the output.
+        NmeError: the loss does not depend on the parameters, or with ``keep_jacobian`` not only by the output; losses
+            of several parts do not combine (``SeveralBatches``).
     """
     parts = batch.parts()
     evaluation = parts[0].evaluation
@@ -93,12 +95,17 @@ def batch_gradient(
         return Gradient(one.loss, one.output, parameters, one.gradient, **records)
     weighted = isinstance(batch, MicroBatches)
     statistics = RunningStatistics(model)
+    several = None
+    if isinstance(batch, MicroBatches) and (len(parts) > 1 or batch.group is not None):
+        several = SeveralBatches(parts[0].loss, sure=batch.group is not None)
     outputs, targets, weights, sums = [], [], [], None
     kept: dict[str, Any] = {}
     used = [False] * len(parameters)
     for part in parts:
         statistics.begin()
         one = single_pass(model, part, parameters, keep, logits)
+        if several is not None:
+            several.add(one.output, one.target)
         kept = dict(one.kept)
         used = [before or now for before, now in zip(used, one.used, strict=True)]
         terms = [one.loss, *one.gradient, *statistics.end()]

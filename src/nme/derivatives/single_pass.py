@@ -183,6 +183,10 @@ def is_wrong_at_third_order(model: nn.Module, part: Batch) -> bool:
 def _cotangent(part: Batch, z: Tensor, target: Any, loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
     """W = ∂L/∂z."""
     if not isinstance(part.loss, AnyLoss):
+        if isinstance(target, Tensor) and target.requires_grad:
+            slopes = torch.autograd.grad(target.sum(), parameters, retain_graph=True, allow_unused=True)
+            if any(slope is not None for slope in slopes):
+                raise NmeError("the target depends on parameters (expected a constant: target.detach())")
         return torch.autograd.grad(loss, z)[0]
     leaf = z.detach().requires_grad_()
     w, *others = torch.autograd.grad(part.loss.value(leaf, target), [leaf, *parameters], allow_unused=True)
