@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from functools import wraps
+from copy import copy
+from functools import partial, wraps
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from nme.curvature import checks
 from nme.curvature.batches import Batches, cast
+from nme.curvature.finite_differences import derivative_of_gradient
 from nme.curvature.linearised import Linearised
 from nme.curvature.network import Forward, Network
+from nme.curvature.state import undisturbed
 from nme.curvature.surroundings import steady
 from nme.derivatives.losses import AnyLoss, Loss, loss_of
 from nme.errors import NmeError
@@ -91,6 +94,9 @@ class Curvature:
         if dtype not in (None, torch.float32, torch.float64):
             raise NmeError(f"dtype is {dtype} (allowed: torch.float32, torch.float64)")
         self.loss = loss_of(loss)
+        if isinstance(self.loss, AnyLoss) and isinstance(module := self.loss.function, nn.Module):
+            self.loss = copy(self.loss)
+            self.loss.around = partial(undisturbed, list(module.modules()))
         if micro_batch is not None and (forward is not None or isinstance(self.loss, AnyLoss)):
             raise NmeError(f"micro_batch is {micro_batch} (allowed: without forward=, for losses with a closed form)")
         self.batches = Batches(data, micro_batch, whole=forward is not None)
@@ -196,15 +202,17 @@ class Curvature:
         """
 
         def inspect(batch: Any, linearised: Linearised) -> None:
-            checks.hidden_weights(self.network, linearised.z)
+            checks.loss_of_output_alone(self.network, self.loss, linearised)
             checks.same_as_plain(self.network, self.loss, self._given, batch, linearised, self._moved)
+            checks.twice_differentiable(linearised)
 
         self._unchecked = False
         try:
             u, v = checks.vectors(self.size, self.device)
-            checks.repeatable_and_symmetric(self._pass(u, inspect), self._pass(v), u, v, self.dtype)
+            first, second = self._pass(u, inspect), self._pass(v)
+            checks.repeatable_and_symmetric(first, second, u, v, self.dtype, self._uncancelled)
             if thorough:
-                checks.derivative_of_gradient(self._in_float64())
+                derivative_of_gradient(self._in_float64() or self)
         except BaseException:
             self._unchecked, self._kept = True, None
             raise
@@ -224,7 +232,16 @@ class Curvature:
             loss.add_(self.loss.value(linearised.z.detach(), linearised.target).double().detach(), alpha=scale)
         return checks.Pass(g + n, g, n, gradient, loss)
 
-    def _in_float64(self) -> Curvature:
+    @steadily
+    def _uncancelled(self) -> float:
+        """Mean over batches of the size of what their gradients add up."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for scale, linearised in self._batches(total):
+            total.add_(_flat(linearised.uncancelled()).norm().double(), alpha=scale)
+        return float(total)
+
+    def _in_float64(self) -> Curvature | None:
+        """The operator in float64; None if the model or loss computes in its own dtype only."""
         network = self.network
         twin = Curvature(
             network.model,
@@ -239,6 +256,12 @@ class Curvature:
         )
         for name, tensor in twin.network.state.items():
             tensor.data.copy_(network.state[name].detach())
+        try:
+            twin.gradient()
+        except Exception:  # whatever the user's functions raise
+            if self.dtype == torch.float64:
+                raise
+            return None
         return twin
 
     def move(self, parameters: list[Tensor]) -> None:
@@ -293,7 +316,8 @@ class Curvature:
             pooled += weight / first
             yield weight / first, linearised
         if linearised is None or not count:
-            raise NmeError("data has no examples" if linearised is None else "data has no labels that count")
+            problem = "examples (an iterator that is used up?)" if linearised is None else "labels that count"
+            raise NmeError(f"data has no {problem}")
         if count == 1 and self.batches.in_memory:
             self._kept = linearised
         elif self.loss.reduction == "mean":

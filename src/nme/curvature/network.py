@@ -30,6 +30,7 @@ class Network:
 
     Attributes:
         names: of the variables, in the model's order.
+        entire: True if no parameters were chosen: the variables are all that the model trains.
         parameters: the variables, as leaves in ``dtype``.
         recomputes: True once a forward pass was seen whose backward pass computes parts of it again.
     """
@@ -42,7 +43,7 @@ class Network:
         self.model = _unwrapped(model)
         self.batch_norm, self.forward, self.recomputes = batch_norm, forward, False
         own = dict(self.model.named_parameters())
-        self.names = chosen(self.model, own, parameters)
+        self.names, self.entire = chosen(self.model, own, parameters), isinstance(parameters, str) and parameters == "*"
         first = own[self.names[0]]
         self.dtype, self.device = dtype or torch.promote_types(first.dtype, torch.float32), first.device
         self.state = {n: _copy(t, self.dtype) for n, t in (*own.items(), *self.model.named_buffers())}
@@ -104,6 +105,9 @@ class Network:
         """Inside, the model's own parameters and buffers have the values of the copies, and their dtype."""
         trained = dict(self.model.named_parameters())
         own: dict[str, Tensor] = {**trained, **dict(self.model.named_buffers())}
+        for name, tensor in own.items():
+            if tensor.is_inference():
+                raise NmeError(f"'{name}' of the model was made in inference mode (build the model outside of it)")
         before = {name: (t.data, t.requires_grad) for name, t in own.items()}
         try:
             for name, tensor in own.items():
@@ -180,7 +184,7 @@ def chosen(model: nn.Module, own: dict[str, nn.Parameter], parameters: Any) -> l
     found: set[str] = set()
     for one in wanted:
         if isinstance(one, str):
-            names = {name for name in trained if fnmatchcase(name, one)}
+            names = {one} if one in trained else {name for name in trained if fnmatchcase(name, one)}
             if not names:
                 raise NmeError(unknown("parameter", one, trained))
         elif isinstance(one, Tensor | nn.Module):
