@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from copy import copy
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -97,7 +97,7 @@ class Curvature:
         self.loss = loss_of(loss)
         if isinstance(self.loss, AnyLoss) and isinstance(module := self.loss.function, nn.Module):
             self.loss = copy(self.loss)
-            self.loss.around = partial(undisturbed, list(module.modules()))
+            self.loss.function = undisturbed(module)
         if micro_batch is not None and (forward is not None or isinstance(self.loss, AnyLoss)):
             raise NmeError(f"micro_batch is {micro_batch} (allowed: without forward=, for losses with a closed form)")
         self.batches = Batches(data, micro_batch, whole=forward is not None)

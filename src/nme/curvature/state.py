@@ -1,7 +1,7 @@
 """State of modules that a forward pass or a loss writes: attributes, lists and dicts, buffers; restored afterwards."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -10,6 +10,7 @@ from torch import nn
 
 # Hooks and the like, which every module has. A pass may write all others, and the three dicts of tensors and modules.
 _OF_ALL_MODULES = frozenset(vars(nn.Module())) - {"_buffers", "_parameters", "_modules"}
+_CONTAINERS = (dict, list, set, deque)
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def restored(modules: list[nn.Module]) -> Iterator[None]:
         (value, dict(value) if isinstance(value, dict) else list(value))
         for own in attributes
         for name, value in own.items()
-        if isinstance(value, dict | list | set | deque) and name not in _OF_ALL_MODULES
+        if name not in _OF_ALL_MODULES and isinstance(value, _CONTAINERS)
     ]
     try:
         yield
@@ -34,14 +35,18 @@ def restored(modules: list[nn.Module]) -> Iterator[None]:
             _refill(container, entries)
 
 
-@contextmanager
-def undisturbed(modules: list[nn.Module]) -> Iterator[None]:
-    """As ``restored``; inside, buffers are copies."""
-    with restored(modules):
-        for module in modules:
-            if isinstance(module._buffers, dict):  # not so in TorchScript
-                module._buffers.update({n: None if b is None else b.clone() for n, b in module._buffers.items()})
-        yield
+def undisturbed(loss: nn.Module) -> Callable[..., Any]:
+    """The module as a function that leaves attributes and buffers of the module as they are."""
+    modules = list(loss.modules())
+
+    def call(*arguments: Any) -> Any:
+        with restored(modules):
+            for module in modules:
+                if isinstance(module._buffers, dict):  # not so in TorchScript
+                    module._buffers.update({n: None if b is None else b.clone() for n, b in module._buffers.items()})
+            return loss(*arguments)
+
+    return call
 
 
 def _reset(now: dict[str, Any], own: dict[str, Any]) -> None:
@@ -52,9 +57,11 @@ def _reset(now: dict[str, Any], own: dict[str, Any]) -> None:
     now.update(own)
 
 
-def _refill(container: Any, entries: dict[Any, Any] | list[Any]) -> None:
-    now, own = ([*c, *c.values()] if isinstance(c, dict) else [*c] for c in (container, entries))
-    if len(now) == len(own) and all(map(is_, now, own)):
+def _refill(container: Any, own: dict[Any, Any] | list[Any]) -> None:
+    if not container and not own:
+        return
+    same = len(container) == len(own) and all(map(is_, container, own))
+    if same and (not isinstance(own, dict) or all(map(is_, container.values(), own.values()))):
         return
     container.clear()
-    (container.update if isinstance(container, dict | set) else container.extend)(entries)
+    (container.update if isinstance(container, dict | set) else container.extend)(own)

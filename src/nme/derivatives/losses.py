@@ -12,7 +12,6 @@ To add a closed form: a subclass of ``Loss`` with ``value``, ``summed_residual``
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -129,7 +128,6 @@ class AnyLoss(Loss):
 
     def __init__(self, function: Callable[..., Any], reduction: str = "mean"):
         self.function, self.reduction = function, known_reduction(reduction)
-        self.around: Callable[[], AbstractContextManager[object]] = nullcontext  # of each call
 
     def value(self, output: Tensor, target: Tensor) -> Tensor:
         """L, a scalar.
@@ -137,8 +135,7 @@ class AnyLoss(Loss):
         Raises:
             NmeError: the function does not return one number.
         """
-        with self.around():
-            loss = self.function(output, target)
+        loss = self.function(output, target)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise NmeError(f"the loss returns {found} (allowed: one number, the loss of the batch)")
