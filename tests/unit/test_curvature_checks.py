@@ -324,7 +324,8 @@ class UsedUp(IterableDataset):
 @pytest.mark.parametrize(
     ("message", "model", "loss", "data"),
     [
-        ("Function is differentiable once", Of(lambda m, x: Once.apply(m.net(x)), net=mlp()), CE, (X, Y)),
+        ("Function of the model is once_differentiable", Of(lambda m, x: Once.apply(m.net(x)), net=mlp()), CE, (X, Y)),
+        ("Function of the loss is once_differentiable", mlp(), lambda z, y: Once.apply(z).square().mean(), (X, Y)),
         ("computes in torch.bfloat16: autocast", Of(under_autocast, net=mlp().float()), CE, (X.float(), Y)),
         (r"'0\.weight' of the model was made in inference mode", made_in_inference_mode(), CE, (X, Y)),
         (r"\(no_grad or inference_mode", Of(torch.no_grad()(lambda m, x: m.net(x)), net=mlp()), CE, (X, Y)),

@@ -5,7 +5,7 @@ See docs/is-my-number-right.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nme.curvature.graphs import dtypes, leaves, nodes
 from nme.curvature.linearised import Linearised
 from nme.curvature.network import Network, brief
-from nme.derivatives.losses import BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
+from nme.derivatives.losses import AnyLoss, BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
 from nme.errors import NmeError
 
 
@@ -46,32 +46,38 @@ def rounding(dtype: torch.dtype) -> float:
     return 100 * torch.finfo(dtype).eps
 
 
-def twice_differentiable(linearised: Linearised) -> None:
-    """Raise if a backward pass cannot be differentiated: autograd would skip it, since no parameter lies behind it.
-
-    Raises:
-        NmeError: there is one.
-    """
-    if any(node.name() == "torch::autograd::Error" for node in nodes(linearised.w)):
-        raise NmeError(
-            "an operation of the model has no second derivative (its autograd Function is differentiable once)"
-        )
-
-
 def loss_of_output_alone(network: Network, loss: Loss, linearised: Linearised) -> None:
     """Raise if the loss depends on the variables other than by the output, since all derivatives would miss that.
 
     Raises:
-        NmeError: names the parameter.
+        NmeError: names the parameter; or the loss has no second derivative.
     """
     own = dict(network.model.named_parameters())
     variables = {id(own[name]): name for name in network.names}
-    for leaf in leaves(loss.value(linearised.z.detach().clone().requires_grad_(), linearised.target)):
+    z = linearised.z.detach().clone().requires_grad_()
+    value = loss.value(z, linearised.target)
+    for leaf in leaves(value):
         if id(leaf) in variables:
             raise NmeError(
                 f"the loss reads parameter '{variables[id(leaf)]}' of the model, and derivatives miss that (expected: a"
                 " function of output and target; the Hessian of weight decay, λI for λ/2 ‖θ‖², is added afterwards)"
             )
+    if isinstance(loss, AnyLoss) and value.requires_grad:
+        twice_differentiable("loss", torch.autograd.grad(value, [z], create_graph=True, materialize_grads=True))
+
+
+def twice_differentiable(name: str, gradients: Iterable[Tensor]) -> None:
+    """Raise if a backward pass cannot be differentiated: autograd would skip it, since no variable lies behind it.
+
+    Args:
+        name: of what was differentiated.
+        gradients: with their graph.
+
+    Raises:
+        NmeError: there is one.
+    """
+    if any(node.name() == "torch::autograd::Error" for node in nodes(gradients)):
+        raise NmeError(f"an autograd Function of the {name} is once_differentiable: it has no second derivative")
 
 
 def hidden_weights(network: Network, output: Tensor, plain: Tensor) -> None:

@@ -209,7 +209,7 @@ class Curvature:
         def inspect(batch: Any, linearised: Linearised) -> None:
             checks.loss_of_output_alone(self.network, self.loss, linearised)
             checks.same_as_plain(self.network, self.loss, self._given, batch, linearised, self._moved)
-            checks.twice_differentiable(linearised)
+            checks.twice_differentiable("model", linearised.w)
 
         self._unchecked = False
         try:
