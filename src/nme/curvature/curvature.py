@@ -246,20 +246,9 @@ class Curvature:
 
     def _in_float64(self) -> Curvature | None:
         """The operator in float64; None if the model or loss computes in its own dtype only."""
-        network = self.network
-        twin = Curvature(
-            network.model,
-            self._given,
-            self.batches.data,
-            self.names,
-            torch.float64,
-            network.batch_norm,
-            self.micro_batch,
-            network.forward,
-            check=False,
-        )
-        for name, tensor in twin.network.state.items():
-            tensor.data.copy_(network.state[name].detach())
+        twin = copy(self)
+        twin.network, twin.dtype, twin._kept = self.network.copied(torch.float64), torch.float64, None
+        twin.parameters = twin.network.parameters
         try:
             twin.gradient()
         except Exception:  # whatever the user's functions raise

@@ -1,7 +1,10 @@
 """A model as a function of copies of its parameters and buffers; nothing of the model is changed."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -50,6 +53,13 @@ class Network:
         self.parameters = [self.state[n].requires_grad_() for n in self.names]
         self.buffers = [n for n, _ in self.model.named_buffers()]
         self._holder = _Holder(self.model)
+
+    def copied(self, dtype: torch.dtype) -> Network:
+        """The same model with copies of these parameters and buffers, in a dtype."""
+        twin = copy(self)
+        twin.dtype, twin.state = dtype, {name: _copy(tensor, dtype) for name, tensor in self.state.items()}
+        twin.parameters = [twin.state[name].requires_grad_() for name in self.names]
+        return twin
 
     def prepared(self) -> Any:
         """Context in which the model is computed, and backward passes that compute parts of it again."""
