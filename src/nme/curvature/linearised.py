@@ -61,6 +61,12 @@ class Linearised:
         """Jᵀr/d with r a function of the parameters."""
         return self._pulled_back(self.loss.summed_residual(self.z, self.target))
 
+    def uncancelled(self) -> list[Tensor]:
+        """Jᵀ(s∘r)/d with random signs s: the size of what the gradient adds up, also where the gradient vanishes."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        signs = 2 * torch.randint(2, self.r.shape, generator=generator, device="cpu").to(self.r) - 1
+        return self._gradients(pairing([self.z], [signs * self.r.detach() / self.divisor]), self.parameters)
+
     def _pulled_back(self, r: Tensor) -> list[Tensor]:
         return self._gradients(pairing([self.z], [r / self.divisor]), self.parameters, create_graph=True)
 

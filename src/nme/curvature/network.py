@@ -1,7 +1,10 @@
 """A model as a function of copies of its parameters and buffers; nothing of the model is changed."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -30,6 +33,7 @@ class Network:
 
     Attributes:
         names: of the variables, in the model's order.
+        entire: True if no parameters were chosen: the variables are all that the model trains.
         parameters: the variables, as leaves in ``dtype``.
         recomputes: True once a forward pass was seen whose backward pass computes parts of it again.
     """
@@ -42,13 +46,20 @@ class Network:
         self.model = _unwrapped(model)
         self.batch_norm, self.forward, self.recomputes = batch_norm, forward, False
         own = dict(self.model.named_parameters())
-        self.names = chosen(self.model, own, parameters)
+        self.names, self.entire = chosen(self.model, own, parameters), isinstance(parameters, str) and parameters == "*"
         first = own[self.names[0]]
         self.dtype, self.device = dtype or torch.promote_types(first.dtype, torch.float32), first.device
         self.state = {n: _copy(t, self.dtype) for n, t in (*own.items(), *self.model.named_buffers())}
         self.parameters = [self.state[n].requires_grad_() for n in self.names]
         self.buffers = [n for n, _ in self.model.named_buffers()]
         self._holder = _Holder(self.model)
+
+    def copied(self, dtype: torch.dtype) -> Network:
+        """The same model with copies of these parameters and buffers, in a dtype."""
+        twin = copy(self)
+        twin.dtype, twin.state = dtype, {name: _copy(tensor, dtype) for name, tensor in self.state.items()}
+        twin.parameters = [twin.state[name].requires_grad_() for name in self.names]
+        return twin
 
     def prepared(self) -> Any:
         """Context in which the model is computed, and backward passes that compute parts of it again."""
@@ -104,6 +115,9 @@ class Network:
         """Inside, the model's own parameters and buffers have the values of the copies, and their dtype."""
         trained = dict(self.model.named_parameters())
         own: dict[str, Tensor] = {**trained, **dict(self.model.named_buffers())}
+        for name, tensor in own.items():
+            if tensor.is_inference():
+                raise NmeError(f"'{name}' of the model was made in inference mode (build the model outside of it)")
         before = {name: (t.data, t.requires_grad) for name, t in own.items()}
         try:
             for name, tensor in own.items():
@@ -180,7 +194,7 @@ def chosen(model: nn.Module, own: dict[str, nn.Parameter], parameters: Any) -> l
     found: set[str] = set()
     for one in wanted:
         if isinstance(one, str):
-            names = {name for name in trained if fnmatchcase(name, one)}
+            names = {one} if one in trained else {name for name in trained if fnmatchcase(name, one)}
             if not names:
                 raise NmeError(unknown("parameter", one, trained))
         elif isinstance(one, Tensor | nn.Module):

@@ -5,14 +5,15 @@ use the graph that was made there; ``steady`` protects them from the little that
 costs nothing where there is none of it.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from operator import is_
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from nme.curvature.state import restored
 from nme.derivatives.attention import plain_attention
 from nme.derivatives.modes import differentiated_twice
 from nme.derivatives.running_statistics import frozen_statistics
@@ -23,8 +24,8 @@ def fixed(model: nn.Module, batch_norm: str, device: torch.device, dtype: torch.
     """Inside, the model is in the mode asked for, and PyTorch computes in ``dtype`` with derivatives of second order.
 
     Gradients are on; autocast, inference mode, TF32, fused attention and compilers are off; new tensors are made on
-    ``device`` in ``dtype``; running statistics are frozen. Tensors that a forward pass assigns to attributes of modules
-    are restored, as are the modes.
+    ``device`` in ``dtype``; running statistics are frozen. What a forward pass writes to attributes of modules is
+    restored, as are the modes.
 
     Args:
         model: is in eval mode inside, but for batch norm if ``batch_norm`` is 'train'.
@@ -34,7 +35,7 @@ def fixed(model: nn.Module, batch_norm: str, device: torch.device, dtype: torch.
     """
     modules = list(model.modules())
     with ExitStack() as stack:
-        stack.enter_context(_kept(modules))
+        stack.enter_context(restored(modules))
         stack.enter_context(steady(device))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(plain_attention())
@@ -45,24 +46,30 @@ def fixed(model: nn.Module, batch_norm: str, device: torch.device, dtype: torch.
             issubclass(kind, nn.RNNBase) for kind in set(map(type, modules))
         ):  # fused kernels have no second derivative
             stack.enter_context(_unfused())
-        if any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in modules):
-            # A compiled module has no second derivative.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
         for module in modules:
             module.training = batch_norm == "train" and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if getattr(module, "sparse", False) and isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                module.sparse = False  # gradients of parameters are dense
         yield
 
 
 def steady(device: torch.device) -> AbstractContextManager[object]:
-    """Context of a product: inside, autocast, inference mode and TF32 are off and gradients on."""
+    """Context of a product: inside, autocast, inference mode, TF32 and compilers are off and gradients on."""
     usual = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     usual = usual and not torch._C._is_any_autocast_enabled() and _precise(device)
-    return nullcontext() if usual else _steadied({device.type, "cpu"} - {"meta"})
+    return _eager() if usual else _steadied({device.type, "cpu"} - {"meta"})
+
+
+def _eager() -> AbstractContextManager[object]:
+    """Context in which compiled modules and functions run as they are: compiled, they have no second derivative."""
+    compiling = "torch._dynamo" in sys.modules  # imported by ``torch.compile``, in seconds
+    return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
 
 
 @contextmanager
 def _steadied(kinds: set[str]) -> Iterator[None]:
     with ExitStack() as stack:
+        stack.enter_context(_eager())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in kinds:
@@ -122,27 +129,3 @@ def _defaults(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     finally:
         torch.set_default_dtype(own)
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@contextmanager
-def _kept(modules: list[nn.Module]) -> Iterator[None]:
-    """Outside, the modules have their own modes and attributes again; embeddings give dense gradients inside."""
-    before = [dict(vars(module)) for module in modules]
-    embeddings = [m for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
-    try:
-        for embedding in embeddings:
-            embedding.sparse = False
-        yield
-    finally:
-        for module, own in zip(modules, before, strict=True):
-            now = vars(module)
-            if len(now) != len(own) or not all(map(is_, now.values(), own.values())):
-                _restore(now, own)
-
-
-def _restore(now: dict[str, object], own: dict[str, object]) -> None:
-    """Set mode and tensors among a module's attributes to what they were."""
-    for name in [name for name, value in now.items() if isinstance(value, Tensor) and name not in own]:
-        del now[name]
-    kept = {name: value for name, value in own.items() if isinstance(value, Tensor) or name in ("training", "sparse")}
-    now.update(kept)

@@ -1,0 +1,67 @@
+"""State of modules that a forward pass or a loss writes: attributes, lists and dicts, buffers; restored afterwards."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from operator import is_
+from typing import Any
+
+from torch import nn
+
+# Hooks and the like, which every module has. A pass may write all others, and the three dicts of tensors and modules.
+_OF_ALL_MODULES = frozenset(vars(nn.Module())) - {"_buffers", "_parameters", "_modules"}
+_CONTAINERS = (dict, list, set, deque)
+
+
+@contextmanager
+def restored(modules: list[nn.Module]) -> Iterator[None]:
+    """Outside, modules have their own attributes again, and attributes that are lists, dicts or sets their entries.
+
+    Entries are not followed further, and what is written into a tensor stays.
+    """
+    attributes = [dict(vars(module)) for module in modules]
+    containers = [
+        (value, dict(value) if isinstance(value, dict) else list(value))
+        for own in attributes
+        for name, value in own.items()
+        if name not in _OF_ALL_MODULES and isinstance(value, _CONTAINERS)
+    ]
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, attributes, strict=True):
+            _reset(vars(module), own)
+        for container, entries in containers:
+            _refill(container, entries)
+
+
+def undisturbed(loss: nn.Module) -> Callable[..., Any]:
+    """The module as a function that leaves attributes and buffers of the module as they are."""
+    modules = list(loss.modules())
+
+    def call(*arguments: Any) -> Any:
+        with restored(modules):
+            for module in modules:
+                if isinstance(module._buffers, dict):  # not so in TorchScript
+                    module._buffers.update({n: None if b is None else b.clone() for n, b in module._buffers.items()})
+            return loss(*arguments)
+
+    return call
+
+
+def _reset(now: dict[str, Any], own: dict[str, Any]) -> None:
+    if len(now) == len(own) and all(map(is_, now.values(), own.values())):
+        return
+    for name in now.keys() - own.keys():
+        del now[name]
+    now.update(own)
+
+
+def _refill(container: Any, own: dict[Any, Any] | list[Any]) -> None:
+    if not container and not own:
+        return
+    same = len(container) == len(own) and all(map(is_, container, own))
+    if same and (not isinstance(own, dict) or all(map(is_, container.values(), own.values()))):
+        return
+    container.clear()
+    (container.update if isinstance(container, dict | set) else container.extend)(own)
