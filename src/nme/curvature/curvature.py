@@ -3,6 +3,8 @@
 Nothing forms a matrix, and N is never a difference (docs/theory.md, §2.4); H = G + N holds to the last bit of
 ``Curvature.products``. Counted in forward passes F of a network of convolutions: 3 F for the linearisation, once for
 all vectors, then 6 F a vector for N, 2 + 2 F for G, 8 F for the three together; H alone is 6 F a vector.
+
+A long file, since it is one class, most of whose lines document its methods.
 """
 
 from __future__ import annotations
