@@ -142,10 +142,9 @@ def median_peak(*case: str) -> float:
 
 def versions() -> str:
     """What the numbers depend on beside the code."""
-    import pytorch_optimizer
-    import torch
+    from importlib.metadata import version
 
-    return f"PyTorch {torch.__version__}, pytorch_optimizer {pytorch_optimizer.__version__}, 1 thread, {processor()}"
+    return f"PyTorch {version('torch')}, pytorch_optimizer {version('pytorch_optimizer')}, 1 thread, {processor()}"
 
 
 def main() -> None:
