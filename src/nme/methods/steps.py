@@ -151,7 +151,8 @@ def plain_mode(model: nn.Module, autocast: torch.dtype | None, order: int) -> It
                     f"PyTorch has no derivative of order {order} for a layer of the model ({text})"
                 ) from error
             if "torch.utils.checkpoint" in text:
-                raise NmeError(f"checkpointing does not work here (expected: none around such layers; {text})") from error
+                found = "checkpointing does not work here"
+                raise NmeError(f"{found} (expected: none around such layers; {text})") from error
             raise
 
 
