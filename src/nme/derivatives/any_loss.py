@@ -114,7 +114,7 @@ class SeveralBatches:
         Raises:
             NmeError: there are several batches, and the losses of one of them do not combine.
         """
-        if not isinstance(self.loss, AnyLoss) or output.is_meta:
+        if not isinstance(self.loss, AnyLoss) or output.is_meta or _has_state(self.loss.function):
             return
         self.count += 1
         shape = output.shape[1:]
@@ -127,6 +127,11 @@ class SeveralBatches:
         self.shape = shape
         if self.count > 1 and self.problem:
             raise NmeError(self.problem)
+
+
+def _has_state(function: Callable[..., Any]) -> bool:
+    """True for modules with buffers, which a further call may change: what they compute is not asked."""
+    return isinstance(function, nn.Module) and next(function.buffers(), None) is not None
 
 
 def _problem(loss: AnyLoss, output: Tensor, target: Any) -> str:

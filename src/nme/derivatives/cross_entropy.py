@@ -1,7 +1,5 @@
 """Cross-entropy: the loss with the stable residual, the Hessian in the logits, and labels drawn from the model."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -43,16 +41,11 @@ def cross_entropy_and_slope(logits: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     others = masked.logsumexp(1, keepdim=True)
     margin = others - logits.gather(1, label)
     loss = functional.softplus(margin, threshold=THRESHOLD).mean()
-    at_label = softplus_backward(_mean_slope(len(margin), margin.dtype, margin.device), margin, 1, THRESHOLD)
-    # Added, not written, to the zeros at the labels: where p is 0 it is +0, as autograd's.
-    slope = (masked - others).exp_().mul_(at_label).scatter_add_(1, label, at_label.neg())
+    of_mean = (torch.ones((), dtype=margin.dtype, device=margin.device) / len(margin)).expand_as(margin)
+    at_label = softplus_backward(of_mean, margin, 1, THRESHOLD)
+    # Written at the labels, where all other logits may be −∞ and p not a number; from 0, so that it is never −0.
+    slope = (masked - others).exp_().mul_(at_label).scatter_(1, label, 0.0 - at_label)
     return loss, slope
-
-
-@lru_cache(maxsize=64)
-def _mean_slope(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """1/B in shape (B, 1), the derivative of a mean."""
-    return (torch.ones((), dtype=dtype, device=device) / count).expand(count, 1)
 
 
 def softmax_hessian_product(logits: Tensor, vector: Tensor) -> Tensor:

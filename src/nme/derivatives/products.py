@@ -23,7 +23,6 @@ from nme.derivatives.batch import Batch, MicroBatches
 from nme.derivatives.combining import AnyBatch, anywhere, mean, mean_over_parts, weighted_mean
 from nme.derivatives.elementary import elementary_batch_norm
 from nme.derivatives.losses import Loss
-from nme.derivatives.network_parts import trainable_parameters
 from nme.derivatives.running_statistics import RunningStatistics, frozen_statistics
 from nme.derivatives.single_pass import Jacobian, Keep, is_wrong_at_third_order, pairing, single_pass
 from nme.errors import NmeError
@@ -84,7 +83,10 @@ def batch_gradient(
     """
     parts = batch.parts()
     evaluation = parts[0].evaluation
-    parameters = trainable_parameters(model) if evaluation is None else evaluation.facts.parameters
+    if evaluation is None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+    else:  # found once per step
+        parameters = evaluation.facts.parameters
     keep = Keep(keep_graph, keep_logits, keep_jacobian) if len(parts) == 1 else Keep()
     if isinstance(batch, Batch) and batch.split is None:
         one = single_pass(model, batch, parameters, keep, logits)

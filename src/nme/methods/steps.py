@@ -18,7 +18,7 @@ from nme.derivatives.combining import AnyBatch
 from nme.derivatives.evaluation import Evaluation, Facts, Forward
 from nme.derivatives.loss import Loss
 from nme.derivatives.losses import loss_of
-from nme.derivatives.network_parts import modules_of, trainable_parameters
+from nme.derivatives.network_parts import modules_of
 from nme.errors import NmeError
 from nme.methods.result import Update
 
@@ -50,7 +50,7 @@ def prepared(
             raise NmeError("the model is in no_sync() (expected: all micro-batches in one call of accumulate)")
         group, model = model.process_group, model.module
     modules = modules_of(model)
-    parameters = trainable_parameters(model, modules)
+    parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise NmeError("the model has no parameter with requires_grad=True")
     facts = _checked(modules, parameters, order, group is not None)
