@@ -337,3 +337,31 @@ class UsedUp(IterableDataset):
 )  # fmt: skip
 def test_messages(message, model, loss, data):
     refused(message, model, loss, data)
+
+
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+def test_every_batch_that_is_cut_is_checked():
+    model = nn.Sequential(nn.Linear(5, 4), Centred(), nn.Tanh(), nn.Linear(4, 3)).double()
+    batches = [(X[:3], Y[:3]), (normal(8, 5), labels(8))]  # only the second is cut
+    with pytest.raises(NmeError, match="depend on which examples are computed together"):
+        Curvature(model, CE, batches, micro_batch=4).gradient()
+
+
+def test_who_opts_out_of_checks_computes_after_a_failed_one():
+    model = nn.utils.weight_norm(nn.Linear(5, 3)).double()
+    curvature = Curvature(model, CE, (X, Y), check=False)
+    with pytest.raises(NmeError):
+        curvature.check()
+    assert curvature.gradient().isfinite().all()
+
+
+def test_parameters_keep_their_gradient_nodes():
+    """``DistributedDataParallel`` hangs its hooks on them, and PyTorch makes new ones with another dtype."""
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    nodes = [p.view_as(p).grad_fn.next_functions[0][0] for p in model.parameters()]
+    Curvature(model, CE, (X.float(), Y), dtype=torch.float64).check()
+    assert [p.view_as(p).grad_fn.next_functions[0][0] for p in model.parameters()] == nodes

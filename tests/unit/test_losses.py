@@ -248,3 +248,16 @@ def test_other_settings_and_wrong_labels_are_left_to_autograd():
     assert plain.value_and_slope(z, y) is None, "its value raises PyTorch's error"
     assert plain.value_and_slope(z, z.softmax(1)) is None
     assert loss_of(nn.MSELoss()).value_and_slope(z, z) is None
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_one_possible_class_has_slope_zero(classes):
+    """All other logits are −∞, or there are none."""
+    z = torch.randn(3, classes)
+    z[0, 1:] = -torch.inf
+    y = torch.zeros(3, dtype=torch.int64)
+    _, slope = CrossEntropy().value_and_slope(z, y)
+    plain = z.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(cross_entropy(plain, y), plain)
+    assert slope[0, 0] == 0
+    assert torch.equal(slope.nan_to_num(9), expected.nan_to_num(9))
