@@ -155,7 +155,10 @@ def single_pass(
             scalar, slope = z, closed[1]
         create = plain.graph or plain.jacobian
         retain = plain.logits or None
-        found = torch.autograd.grad(scalar, parameters, slope, retain, create, allow_unused=True)
+        # By keywords: compilers take no notice of positions.
+        found = torch.autograd.grad(
+            scalar, parameters, grad_outputs=slope, retain_graph=retain, create_graph=create, allow_unused=True
+        )
     used = [g is not None for g in found]
     gradient = list(found)
     if not all(used):
