@@ -190,8 +190,8 @@ RIGHT = {
     "own mean": Case([(X[:1], Y[:1]), (X[1:], Y[1:])], on_all(own_mean, Y), own_mean),
     "own sum": Case([(X[:1], Y[:1]), (X[1:], Y[1:])], on_all(summed, Y), AnyLoss(summed, "sum")),
     "sum, one batch": Case([(X, Y)], on_all(summed, Y), summed),
-    "info contrast, one batch": Case((X, Y), on_all(info_nce, Y), info_nce),
-    "info contrast, one batch of a loader": Case(DataLoader(list(zip(X, Y, strict=True)), B), on_all(info_nce, Y), info_nce),
+    "info-NCE, one batch": Case((X, Y), on_all(info_nce, Y), info_nce),
+    "info-NCE, one batch of a loader": Case(DataLoader(list(zip(X, Y, strict=True)), B), on_all(info_nce, Y), info_nce),
     "batchmean": Case(
         [(X[:4], T[:4].softmax(1)), (X[4:], T[4:].softmax(1))],
         lambda m: (m(X), lambda z: functional.kl_div(z, T.softmax(1), reduction="batchmean")),
@@ -372,7 +372,7 @@ REFUSED = {
         ),
         NO_MEAN,
     ),
-    "info contrast": (Case(HALVES, loss=info_nce), NO_MEAN),
+    "info-NCE": (Case(HALVES, loss=info_nce), NO_MEAN),
     "root": (Case([(X, T), (X, T)], loss=lambda z, y: (z - y).square().mean().sqrt()), NO_MEAN),
     "the model's own loss": (
         Case(
