@@ -277,3 +277,10 @@ class TestLeavesMadeInAPass:
             ).double()
             with pytest.raises(NmeError, match=r"reentrant.*use_reentrant=False"):
                 Curvature(model, CE, (X, Y)).gradient()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scripted_models_keep_their_mode():
+    model = torch.jit.script(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double())
+    Curvature(model, nn.CrossEntropyLoss(), (X, Y)).gradient()
+    assert all(module.training for module in model.modules())

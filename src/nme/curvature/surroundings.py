@@ -36,6 +36,9 @@ def fixed(model: nn.Module, batch_norm: str, device: torch.device, dtype: torch.
     modules = list(model.modules())
     with ExitStack() as stack:
         stack.enter_context(restored(modules))
+        for module in modules:
+            if isinstance(module, torch.jit.ScriptModule):  # keeps its mode elsewhere
+                stack.callback(setattr, module, "training", module.training)
         stack.enter_context(steady(device))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(plain_attention())
