@@ -66,7 +66,7 @@ def test_a_cancelled_job_is_continued_inside_the_image(clone_inside):
 
 
 def test_a_job_at_its_time_limit_is_continued_with_more_time(clone):
-    epochs(clone, 4000, runtime_minutes=1)
+    epochs(clone, 3500, runtime_minutes=1)  # about two minutes
     clone.edit("profiles/slurm/config.yaml", lambda profile: profile.update(retries=5))  # for slow machines
     driver = clone.start(TARGET)
     # Looked for while it runs: SLURM may call an attempt late that ended by itself just then, and the next starts anew.
