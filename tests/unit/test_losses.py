@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from nme.derivatives.any_loss import SeveralBatches
 from nme.derivatives.cross_entropy import cross_entropy
 from nme.derivatives.losses import AnyLoss, BinaryCrossEntropy, CrossEntropy, SquaredError, loss_of
 from nme.errors import NmeError
@@ -261,3 +262,26 @@ def test_one_possible_class_has_slope_zero(classes):
     (expected,) = torch.autograd.grad(cross_entropy(plain, y), plain)
     assert slope[0, 0] == 0
     assert torch.equal(slope.nan_to_num(9), expected.nan_to_num(9))
+
+
+class Centred(nn.Module):
+    """A mean over examples that counts its calls in a buffer, and depends on them."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, output, target):
+        self.calls += 1
+        return (output - self.calls).square().mean()
+
+
+def test_losses_with_buffers_are_asked_without_changing_them():
+    z, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    mean = Centred()
+    for _ in range(2):
+        SeveralBatches(loss_of(mean), sure=True).add(z, y)
+    assert mean.calls == 0
+    weighted = nn.NLLLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
+    with pytest.raises(NmeError, match="not a mean over examples"):
+        SeveralBatches(loss_of(weighted), sure=True).add(z, y)

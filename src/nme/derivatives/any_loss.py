@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class SeveralBatches:
         Raises:
             NmeError: there are several batches, and the losses of one of them do not combine.
         """
-        if not isinstance(self.loss, AnyLoss) or output.is_meta or _has_state(self.loss.function):
+        if not isinstance(self.loss, AnyLoss) or output.is_meta:
             return
         self.count += 1
         shape = output.shape[1:]
@@ -129,9 +130,11 @@ class SeveralBatches:
             raise NmeError(self.problem)
 
 
-def _has_state(function: Callable[..., Any]) -> bool:
-    """True for modules with buffers, which a further call may change: what they compute is not asked."""
-    return isinstance(function, nn.Module) and next(function.buffers(), None) is not None
+def _apart(loss: AnyLoss) -> AnyLoss:
+    """The loss, or with a copy of a module that has buffers, which a further call may change."""
+    function = loss.function
+    stateful = isinstance(function, nn.Module) and next(function.buffers(), None) is not None
+    return AnyLoss(deepcopy(function), loss.reduction) if stateful else loss
 
 
 def _problem(loss: AnyLoss, output: Tensor, target: Any) -> str:
@@ -152,11 +155,11 @@ def _problem(loss: AnyLoss, output: Tensor, target: Any) -> str:
         f" do not combine ({hint})"
     )
     try:
-        among = loss.residual(output, target).detach()
+        among = _apart(loss).residual(output, target).detach()
         if not bool(torch.isfinite(among).all()):
             return ""  # NaN are found elsewhere
         twice = among.reshape(count, -1).abs().amax(1).argmax().expand(2)
-        alone = loss.residual(output[twice], mapped(target, lambda leaf: _chosen(leaf, twice, count))).detach()
+        alone = _apart(loss).residual(output[twice], mapped(target, lambda leaf: _chosen(leaf, twice, count))).detach()
     except NmeError:
         return reason
     among, alone = (among[twice] * count, alone * 2) if mean else (among[twice], alone)
