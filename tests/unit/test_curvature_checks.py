@@ -150,6 +150,37 @@ def test_a_logistic_regression_at_its_optimum():
     Curvature(model, CE, DataLoader(TensorDataset(x, y), 16, shuffle=True)).check()
 
 
+def deep(layers):
+    """A deep network at initialisation, which makes rounding errors larger by a factor with every batch norm."""
+    block = lambda: (nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16))  # noqa: E731
+    return seeded(lambda: nn.Sequential(nn.Linear(5, 16), *[part for _ in range(layers) for part in block()])).float()
+
+
+class TestRounding:
+    """Networks in float32 that turn rounding errors of 10⁻⁷ into per cent."""
+
+    DATA = normal(8, 5).float(), labels(8, classes=16)
+
+    @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 1e-3), (torch.float64, 1e-4)])
+    def test_some_per_mille_are_no_fault_but_reported(self, dtype, least):
+        found = Curvature(deep(35), CE, self.DATA, dtype=dtype, batch_norm="train").check()
+        assert least <= found <= (0.05 if dtype == torch.float32 else 1e-4)
+
+    def test_more_is_refused(self):
+        Curvature(deep(50), CE, self.DATA, dtype=torch.float64, batch_norm="train").check()
+        refused("rounding errors of float32 change", deep(50), data=self.DATA, batch_norm="train")
+
+    def test_a_fault_is_none_of_rounding(self):
+        model = deep(35)
+        hidden = [nn.Linear(5, 16)]
+        scaled = Of(lambda self, x: self.inner(x) + hidden[0](x), inner=model)
+        with pytest.raises(NmeError, match="that is not a parameter of the model"):
+            Curvature(scaled, CE, self.DATA, batch_norm="train").check()
+        random = Of(lambda self, x: self.inner(x * (1 + 0.01 * torch.randn_like(x))), inner=model)
+        with pytest.raises(NmeError, match=r"draw random|random numbers in the model|rounding errors"):
+            Curvature(random, CE, self.DATA, batch_norm="train").check()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_faults_of_a_model_at_its_optimum_are_found(dtype):
     model, x, y = least_squares(dtype)

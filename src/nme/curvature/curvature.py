@@ -205,12 +205,12 @@ class Curvature:
 
         Loss and gradient of the first batch are compared with plain differentiation of the model; two products, in two
         passes over the data, with each other and for symmetry; and, if ``thorough``, Hv in float64 with a central
-        difference of gradients; in float32 if model or loss cannot be computed in float64. With ``micro_batch``,
-        outputs of two examples must not depend on the others.
+        difference of gradients (in float32 if model or loss cannot be computed in float64), and Hv in float32 with that
+        in float64. With ``micro_batch``, outputs of two examples must not depend on the others.
 
         Returns:
-            How large a relative error of Hv the difference of gradients would have shown: 10⁻⁴, or more where kinks or
-            float32 in the model hide it; infinity if there was none.
+            How large a relative error of Hv may be: 10⁻⁴, or more where kinks or float32 in the model hide it from the
+            difference of gradients, or where rounding errors are larger; infinity if no gradients were compared.
 
         Raises:
             NmeError: says what is wrong.
@@ -218,7 +218,9 @@ class Curvature:
 
         def inspect(batch: Any, linearised: Linearised) -> None:
             checks.loss_of_output_alone(self.network, self.loss, linearised)
-            checks.same_as_plain(self.network, self.loss, self._given, batch, linearised)
+            checks.same_as_plain(
+                self.network, self.loss, self._given, batch, linearised, lambda dtype: self._linearised_in(dtype, batch)
+            )
             checks.twice_differentiable("model", linearised.w)
 
         before, self._unchecked = self._unchecked, False
@@ -228,7 +230,13 @@ class Curvature:
             u, v = checks.vectors(self.size, self.device)
             first, second = self._pass(u, inspect), self._pass(v)
             checks.repeatable_and_symmetric(first, second, u, v, self.dtype, self._uncancelled)
-            return derivative_of_gradient(self._in_float64() or self) if thorough else math.inf
+            if not thorough:
+                return math.inf
+            twin = self._in_float64()
+            found = derivative_of_gradient(twin or self)
+            if twin is None or self.dtype == torch.float64:
+                return found
+            return max(found, checks.rounding_of_products(first.hessian, twin.hessian_product(u)))
         except BaseException:
             self._unchecked, self._kept = before, None
             raise
@@ -260,11 +268,21 @@ class Curvature:
             total.add_(_flat(linearised.uncancelled()).norm().double(), alpha=scale)
         return float(total)
 
+    def _in(self, dtype: torch.dtype) -> Curvature:
+        twin = copy(self)
+        twin.network, twin.dtype, twin._kept = self.network.copied(dtype), dtype, None
+        twin.parameters = twin.network.parameters
+        return twin
+
+    def _linearised_in(self, dtype: torch.dtype, batch: Any) -> Linearised | None:
+        try:
+            return self._in(dtype)._linearised(batch)[1]
+        except Exception:  # whatever the user's functions raise
+            return None
+
     def _in_float64(self) -> Curvature | None:
         """The operator in float64; None if the model or loss computes in its own dtype only."""
-        twin = copy(self)
-        twin.network, twin.dtype, twin._kept = self.network.copied(torch.float64), torch.float64, None
-        twin.parameters = twin.network.parameters
+        twin = self._in(torch.float64)
         try:
             twin.gradient()
         except Exception:  # whatever the user's functions raise

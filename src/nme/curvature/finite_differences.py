@@ -13,7 +13,7 @@ from nme.derivatives.activate import Activate
 from nme.errors import NmeError
 
 # In units of ‖θ‖; several, since a step may cross a kink of ReLU, and rounding errors grow as the step shrinks.
-STEPS = {torch.float64: (1e-5, 1e-6, 1e-4, 1e-7, 1e-3), torch.float32: (1e-3, 1e-4, 1e-2)}
+STEPS = {torch.float64: (1e-5, 1e-6, 1e-4, 1e-7, 1e-3, 1e-8, 1e-9, 1e-10), torch.float32: (1e-3, 1e-4, 1e-2)}
 TOLERANCE = 1e-4  # of ‖Hv‖
 
 
