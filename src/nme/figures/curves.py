@@ -18,6 +18,7 @@ from nme.methods import METHODS
 CONFIDENCE = 0.95
 SHOWN_ERROR = 2.5  # a panel shows errors up to this multiple of the smallest one
 LEAST_ERROR = 10  # points; near 100 % a small multiple of the smallest error shows next to nothing
+LITTLE_MORE = 1.25  # the range of all errors over that of the shown ones, up to which all are shown
 SPLITS = {"train_accuracy": "train accuracy", "test_accuracy": "test accuracy"}
 
 
@@ -74,7 +75,8 @@ def _with_panels(table: pd.DataFrame, columns: str, groups: list[list[str]]) -> 
 def _zoom(axes: Axes, points: pd.DataFrame) -> float:
     """Show errors up to ``SHOWN_ERROR`` times the smallest mean error or ``LEAST_ERROR``; return the lowest accuracy.
 
-    A strength that destroys the training would otherwise flatten the interesting differences.
+    A strength that destroys the training would otherwise flatten the interesting differences. Where showing all of them
+    takes little more room, all are shown.
     """
     values = points[["low", "mean", "high"]].to_numpy(dtype=float)
     values = values[np.isfinite(values)]
@@ -83,7 +85,9 @@ def _zoom(axes: Axes, points: pd.DataFrame) -> float:
         return 0
     high = min(values.max(), 100)
     least_error = max(100 - points["mean"].max(), LEAST_ERROR)
-    floor = max(values.min(), 100 - SHOWN_ERROR * least_error, 0)
+    lowest, floor = max(values.min(), 0), max(100 - SHOWN_ERROR * least_error, 0)
+    if high - lowest <= LITTLE_MORE * (high - floor):
+        floor = lowest
     margin = 0.05 * max(high - floor, 1)
     axes.set_ylim(floor - margin, high + margin)
     return floor
