@@ -134,6 +134,22 @@ def test_a_model_at_its_optimum(dtype, shuffled):
     assert curvature.check() == 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_interpolating_model(dtype):
+    """Its residual is rounding of the output, and other in batches of another size."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(5, 60), nn.Tanh(), nn.Linear(60, 2)))
+    x, y = normal(40, 5), normal(40, 2, seed=3)
+    with torch.no_grad():
+        features = torch.cat([model[:2](x), torch.ones(40, 1, dtype=torch.float64)], 1)
+        solution = torch.linalg.lstsq(features, y, driver="gelsd").solution
+        model[2].weight.copy_(solution[:60].T)
+        model[2].bias.copy_(solution[60])
+    model, x = model.to(dtype), x.to(dtype)
+    y = model(x).detach()  # to the last bit, for batches of 40
+    data = DataLoader(TensorDataset(x, y), 7, shuffle=True)
+    assert Curvature(model, nn.MSELoss(), data).check() <= (2e-3 if dtype == torch.float32 else 1e-4)
+
+
 def test_a_logistic_regression_at_its_optimum():
     x, y = normal(256, 5).float(), labels(256)
     model = seeded(lambda: nn.Linear(5, 3)).float()

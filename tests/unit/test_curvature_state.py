@@ -2,6 +2,7 @@
 
 import copy
 from collections import deque
+from functools import partial
 
 import pytest
 import torch
@@ -190,11 +191,21 @@ class Normalising(nn.Module):
         return value
 
 
-def test_a_loss_module_is_restored():
-    loss = Normalising()
-    before = everything(loss)
-    is_right(mlp(), loss, reference=copy.deepcopy(loss))
-    assert everything(loss) == before
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda module: module,
+        lambda module: lambda z, y: 2 * module(z, y),
+        lambda module: partial(lambda own, z, y: own(z, y), module),
+        lambda module: module.forward,
+    ],
+    ids=["module", "lambda", "partial", "method"],
+)
+def test_a_loss_module_is_restored(around):
+    module = Normalising()
+    before = everything(module)
+    is_right(mlp(), around(module), reference=around(copy.deepcopy(module)))
+    assert everything(module) == before
 
 
 def doubled(z, y):

@@ -566,3 +566,14 @@ def test_sam_takes_no_memory_of_the_users():
     Sam(STRENGTH).backward(model, lambda z, y: z, (None, None), forward=lambda m, _: (Constant.apply(m.weight), None))
     assert torch.equal(constant, before)
     assert torch.equal(model.weight, weight)
+
+
+def test_buffers_made_in_inference_mode():
+    with torch.inference_mode():
+        buffer = torch.zeros(3)
+    model = nn.Linear(3, 2)
+    model.register_buffer("centre", buffer)
+    with pytest.raises(NmeError, match="buffer 'centre' was made in inference mode"):
+        GradientPenalty(0.1).backward(
+            model, nn.CrossEntropyLoss(), (torch.ones(4, 3), torch.zeros(4, dtype=torch.long))
+        )

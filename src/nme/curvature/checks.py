@@ -229,7 +229,7 @@ def _finite(loss: Tensor) -> None:
 
 
 def repeatable_and_symmetric(
-    first: Pass, second: Pass, u: Tensor, v: Tensor, dtype: torch.dtype, uncancelled: Callable[[], float]
+    first: Pass, second: Pass, u: Tensor, v: Tensor, dtype: torch.dtype, uncancelled: Callable[[], tuple[float, float]]
 ) -> None:
     """Raise unless two passes over the data, with u and with v, show one symmetric operator.
 
@@ -239,7 +239,8 @@ def repeatable_and_symmetric(
         u: shape (P,).
         v: shape (P,).
         dtype: of the operator.
-        uncancelled: the size of what the gradient adds up, for a gradient that vanishes.
+        uncancelled: gives the size of what the gradient adds up, for a gradient that vanishes, and ⟨z, ∇²_z ℓ · z⟩,
+            for a loss that does: relative errors ε of the output z change it by half of ε² times this.
 
     Raises:
         NmeError: the operator changes from pass to pass, is not symmetric, or has values that are not finite.
@@ -249,9 +250,13 @@ def repeatable_and_symmetric(
     _finite(loss)
     if not all(torch.isfinite(part).all() for part in (*first, *second)):
         raise NmeError("the derivatives are not all finite (is there a square root, logarithm or division at 0?)")
-    difference = float((gradient - again).norm())
-    moved = difference > limit * float(gradient.norm()) + 1e-30 and difference > rounding(dtype) * uncancelled()
-    if moved or not torch.allclose(loss, other, rtol=limit, atol=1e-30):
+    moved, difference = float((gradient - again).norm()), float((loss - other).abs())
+    allowed, allowed_of_loss = limit * float(gradient.norm()) + 1e-30, limit * float(loss.abs()) + 1e-30
+    if moved > allowed or difference > allowed_of_loss:
+        size, curvature = uncancelled()
+        allowed = max(allowed, rounding(dtype) * size)
+        allowed_of_loss = max(allowed_of_loss, rounding(dtype) ** 2 * curvature)
+    if moved > allowed or difference > allowed_of_loss:
         raise NmeError(
             f"the loss is {float(loss):.8g} and {float(other):.8g} in two passes over the data, or its gradient"
             " changes: the operator is not fixed (shuffling with drop_last or with batch_norm='train', random"

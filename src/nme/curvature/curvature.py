@@ -101,9 +101,9 @@ class Curvature:
         if dtype not in (None, torch.float32, torch.float64):
             raise NmeError(f"dtype is {dtype} (allowed: torch.float32, torch.float64)")
         self.loss = loss_of(loss)
-        if isinstance(self.loss, AnyLoss) and isinstance(module := self.loss.function, nn.Module):
+        if isinstance(self.loss, AnyLoss):
             self.loss = copy(self.loss)
-            self.loss.function = undisturbed(module)
+            self.loss.function = undisturbed(self.loss.function)
         if micro_batch is not None and (forward is not None or isinstance(self.loss, AnyLoss)):
             raise NmeError(f"micro_batch is {micro_batch} (allowed: without forward=, for losses with a closed form)")
         self.network = Network(model, parameters, dtype, batch_norm, forward)
@@ -261,12 +261,13 @@ class Curvature:
         return checks.Pass(g + n, g, n, gradient, loss)
 
     @steadily
-    def _uncancelled(self) -> float:
-        """Mean over batches of the size of what their gradients add up."""
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for scale, linearised in self._batches(total):
+    def _uncancelled(self) -> tuple[float, float]:
+        """Means over batches of the size of what their gradients add up, and of ⟨z, ∇²_z ℓ · z⟩."""
+        total, curved = (torch.zeros((), dtype=torch.float64, device=self.device) for _ in range(2))
+        for scale, linearised in self._batches(total, curved):
             total.add_(_flat(linearised.uncancelled()).norm().double(), alpha=scale)
-        return float(total)
+            curved.add_(linearised.gauss_newton_form(linearised.z.detach()).abs(), alpha=scale)
+        return float(total), float(curved)
 
     def _in(self, dtype: torch.dtype) -> Curvature:
         twin = copy(self)

@@ -62,10 +62,15 @@ class Linearised:
         return self._pulled_back(self.loss.summed_residual(self.z, self.target))
 
     def uncancelled(self) -> list[Tensor]:
-        """Jᵀ(s∘r)/d with random signs s: the size of what the gradient adds up, also where the gradient vanishes."""
+        """Jᵀ(s∘(|r| + |∇²_z ℓ · z|))/d with random signs s: the size of what the gradient adds up.
+
+        Also where the gradient vanishes, or the residual does: the second term is what rounding of z adds to it.
+        """
         generator = torch.Generator("cpu").manual_seed(0)
         signs = 2 * torch.randint(2, self.r.shape, generator=generator, device="cpu").to(self.r) - 1
-        return self._gradients(pairing([self.z], [signs * self.r.detach() / self.divisor]), self.parameters)
+        z = self.z.detach()
+        size = self.r.detach().abs() + self.curved(z).detach().abs()
+        return self._gradients(pairing([self.z], [signs * size / self.divisor]), self.parameters)
 
     def _pulled_back(self, r: Tensor) -> list[Tensor]:
         return self._gradients(pairing([self.z], [r / self.divisor]), self.parameters, create_graph=True)

@@ -1,5 +1,7 @@
 """State of modules that a forward pass or a loss writes: attributes, lists and dicts, buffers; restored afterwards."""
 
+import functools
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,9 +37,29 @@ def restored(modules: list[nn.Module]) -> Iterator[None]:
             _refill(container, entries)
 
 
-def undisturbed(loss: nn.Module) -> Callable[..., Any]:
-    """The module as a function that leaves attributes and buffers of the module as they are."""
-    modules = list(loss.modules())
+def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
+    """The modules that a function is, or refers to by a closure, a global name, as its object or as an argument."""
+    found: dict[int, nn.Module] = {}
+    waiting: list[Any] = [function]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, nn.Module):
+            found.update({id(module): module for module in one.modules()})
+        elif isinstance(one, functools.partial):
+            waiting += [one.func, *one.args, *one.keywords.values()]
+        elif inspect.ismethod(one):
+            waiting += [one.__self__, one.__func__]
+        elif inspect.isfunction(one):
+            names = inspect.getclosurevars(one)
+            waiting += [v for v in (*names.nonlocals.values(), *names.globals.values()) if isinstance(v, nn.Module)]
+    return list(found.values())
+
+
+def undisturbed(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss as a function that leaves attributes and buffers of ``modules_of`` the loss as they are."""
+    modules = modules_of(loss)
+    if not modules:
+        return loss
 
     def call(*arguments: Any) -> Any:
         with restored(modules):

@@ -120,6 +120,9 @@ class Evaluation:
         device = self.facts.device
         self._states = [(kind, _random_state(kind)) for kind in ((CPU,) if device.type == "cpu" else (CPU, device))]
         owned = [(m, name, b) for m in self.facts.owners for name, b in m._buffers.items() if b is not None]
+        for _, name, buffer in owned:
+            if buffer.is_inference():
+                raise NmeError(f"buffer '{name}' was made in inference mode (build the model outside of it)")
         before = [(m, name, b, b._version, b.clone()) for m, name, b in owned]
         found = self._run(model, inputs, target)
         self._buffers = [(m, n, v) for m, n, b, version, v in before if m._buffers[n] is not b or b._version != version]
