@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from small_models import Of, normal
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -37,10 +38,6 @@ from nme.methods import GaussNewtonTraceByProbes, GradientPenalty, GradientPenal
 
 B, C = 6, 3
 CE, MSE = nn.CrossEntropyLoss(), nn.MSELoss()
-
-
-def normal(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 X, Y, T = normal(B, 5), torch.tensor([0, 2, 1, 1, 0, 2]), normal(B, C, seed=3)
@@ -77,19 +74,6 @@ class Views(nn.Module):
     def forward(self, views, scale=None):
         z = sum(self.net(view) for view in views)
         return z if scale is None else z * scale
-
-
-class Of(nn.Module):
-    """Modules by name, and a forward of them."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self._forward = forward
-
-    def forward(self, *arguments, **keywords):
-        return self._forward(self, *arguments, **keywords)
 
 
 class Focal(nn.CrossEntropyLoss):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from small_models import labels, normal
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,14 +23,6 @@ from nme.derivatives.running_statistics import frozen_statistics
 from nme.errors import NmeError
 
 B, C = 6, 3
-
-
-def normal(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def labels(*shape, classes=C, seed=2):
-    return torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def with_ignored(*shape):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_models import Of, labels, normal, seeded
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -13,32 +14,7 @@ from nme.errors import NmeError
 CE = nn.CrossEntropyLoss()
 
 
-def normal(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def labels(*shape, classes=3):
-    return torch.randint(classes, shape, generator=torch.Generator().manual_seed(2))
-
-
 X, Y = normal(6, 5), labels(6)
-
-
-class Of(nn.Module):
-    def __init__(self, forward, **parts):
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self._forward = forward
-
-    def forward(self, *inputs):
-        return self._forward(self, *inputs)
-
-
-def seeded(build):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return build().double()
 
 
 def mlp(*middle, activation=nn.Tanh):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_models import Of, normal, seeded
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -31,32 +32,11 @@ from nme.errors import NmeError
 CE = nn.CrossEntropyLoss()
 
 
-def normal(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 X, Y = normal(8, 5), torch.randint(3, (8,), generator=torch.Generator().manual_seed(2))
-
-
-def seeded(build):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return build().double()
 
 
 def mlp(*middle):
     return seeded(lambda: nn.Sequential(nn.Linear(5, 4), *middle, nn.GELU(), nn.Linear(4, 3)))
-
-
-class Of(nn.Module):
-    def __init__(self, forward, **parts):
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self._forward = forward
-
-    def forward(self, x):
-        return self._forward(self, x)
 
 
 def refused(model, message, data=(X, Y), loss=CE, **options):

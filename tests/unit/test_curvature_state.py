@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from small_models import Of, seeded
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -16,25 +17,6 @@ from nme.errors import NmeError
 CE = nn.CrossEntropyLoss()
 SEQUENCES = torch.randn(6, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 X, Y = SEQUENCES[:, 0], torch.randint(3, (6,), generator=torch.Generator().manual_seed(2))
-
-
-class Of(nn.Module):
-    """A module by its parts, attributes and forward pass."""
-
-    def __init__(self, forward, **parts):
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self._forward = forward
-
-    def forward(self, x):
-        return self._forward(self, x)
-
-
-def seeded(build):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return build().double()
 
 
 def mlp():
