@@ -5,6 +5,7 @@ See docs/is-my-number-right.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -120,7 +121,7 @@ def same_as_plain(
     given: Any,
     batch: Any,
     linearised: Linearised,
-    recomputed: Callable[[torch.dtype], Linearised | None],
+    recomputed: Callable[[torch.dtype], list[Tensor] | None],
 ) -> None:
     """Raise unless loss and gradient of a batch are those of the user's loss of the model, differentiated plainly.
 
@@ -130,7 +131,7 @@ def same_as_plain(
         given: the loss as the user gave it.
         batch: what ``network`` is called with.
         linearised: that batch.
-        recomputed: gives that batch in a dtype; None if the model cannot be computed in it.
+        recomputed: gives the gradients of that batch in a dtype; None if the model cannot be computed in it.
 
     Raises:
         NmeError: names the parameter, or the two losses.
@@ -158,26 +159,25 @@ def same_as_plain(
     ours = [w.detach() for w in linearised.w]
     plain = [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, ours, strict=True)]
     size = max(float(g.norm()) for g in plain)
-    differing = [
-        k for k, (a, b) in enumerate(zip(plain, ours, strict=True))
-        if not (a - b).norm() <= limit * max(float(a.norm()), 1e-2 * size) + 1e-30
-    ]  # fmt: skip
+    differing = _differing(plain, ours, limit, size)
+    if differing and single and (rounded := recomputed(torch.float32)):
+        ours = rounded
+        differing = _differing(plain, ours, limit, size)
     summands = linearised.uncancelled() if differing else []
     # Near an optimum the gradient is all rounding.
-    differing = [k for k in differing if (plain[k] - ours[k]).norm() > rounding(same.dtype) * summands[k].norm()]
+    differing = [k for k in differing if not (plain[k] - ours[k]).norm() <= rounding(same.dtype) * summands[k].norm()]
     if not differing:
         return
     low = sorted({"torch.bfloat16", "torch.float16"} & set(map(str, dtypes(linearised.z))))
     errors = rounding_errors(recomputed) if same.dtype == torch.float32 and not low else None
     for k in differing:
-        difference = float((plain[k] - ours[k]).norm())
+        difference, reference = float((plain[k] - ours[k]).norm()), max(float(plain[k].norm()), 1e-2 * size)
         if errors is not None and difference <= 10 * errors[k]:
-            reference = max(float(plain[k].norm()), 1e-2 * size)
-            if network.dtype == torch.float64 or difference <= WORST_ROUNDING * reference:
+            if difference <= WORST_ROUNDING * reference:
                 continue
             raise NmeError(
                 f"rounding errors of float32 change the gradient of parameter '{network.names[k]}' by"
-                f" {difference / reference:.1%} (use dtype=torch.float64)"
+                f" {difference / reference:.1%} (use a model in float64)"
             )
         reason = "does the model keep weights in a list, dict, closure or cache? do model or loss draw random numbers?"
         if low:
@@ -190,21 +190,47 @@ def same_as_plain(
         )
 
 
-def rounding_errors(recomputed: Callable[[torch.dtype], Linearised | None]) -> list[float] | None:
-    """Error of float32 in the gradient of each parameter; None if it is not rounding that changes the gradient.
+def _differing(plain: list[Tensor], ours: list[Tensor], limit: float, size: float) -> list[int]:
+    return [
+        k for k, (a, b) in enumerate(zip(plain, ours, strict=True))
+        if not (a - b).norm() <= limit * max(float(a.norm()), 1e-2 * size) + 1e-30
+    ]  # fmt: skip
+
+
+def rounding_errors(recomputed: Callable[[torch.dtype], list[Tensor] | None]) -> list[float] | None:
+    """Error of float32 in the gradient of each parameter; 0 where it is not rounding that changes it.
 
     Some networks make rounding errors thousands of times larger, such as deep ones with batch norm at initialisation.
 
     Args:
         recomputed: as for ``same_as_plain``.
+
+    Returns:
+        None if the model cannot be computed in float64.
     """
-    passes = [recomputed(dtype) for dtype in (torch.float32, torch.float64, torch.float64)]
-    if any(one is None for one in passes):
+    single, double = recomputed(torch.float32), recomputed(torch.float64)
+    again = recomputed(torch.float64)
+    if single is None or double is None or again is None:
         return None
-    single, double, again = ([w.detach().double() for w in one.w] for one in passes if one is not None)
-    errors = [float((a - b).norm()) for a, b in zip(single, double, strict=True)]
+    errors = [float((a.double() - b).norm()) for a, b in zip(single, double, strict=True)]
     drifts = [float((a - b).norm()) for a, b in zip(again, double, strict=True)]  # random numbers, say
-    return errors if all(a <= 1e-3 * b + 1e-30 for a, b in zip(drifts, errors, strict=True)) else None
+    return [e if d <= 1e-3 * e else 0.0 for e, d in zip(errors, drifts, strict=True)]
+
+
+def rounding_of_gradient(single: Tensor, double: Tensor, uncancelled: Callable[[], tuple[float, float]]) -> None:
+    """Raise if rounding errors change the gradient by more than 5 %, but for a gradient that vanishes.
+
+    Args:
+        single: ∇L computed in float32, shape (P,).
+        double: in float64, shape (P,).
+        uncancelled: as for ``repeatable_and_symmetric``.
+
+    Raises:
+        NmeError: they do.
+    """
+    error, size = float((single.double() - double).norm()), float(double.norm())
+    if error > WORST_ROUNDING * size + 1e-30 and error > rounding(torch.float32) * uncancelled()[0]:
+        raise NmeError(_rounded("the gradient", error / size if size else math.inf))
 
 
 def rounding_of_products(single: Tensor, double: Tensor) -> float:
@@ -217,10 +243,17 @@ def rounding_of_products(single: Tensor, double: Tensor) -> float:
     Raises:
         NmeError: it is more than 5 %.
     """
-    error = float((single.double() - double).norm() / double.norm().clamp(min=1e-300))
+    error = float((single.double() - double).norm()) / max(float(double.norm()), 1e-12)
     if error > WORST_ROUNDING:
-        raise NmeError(f"rounding errors of float32 change Hv by {error:.1%} of its norm (use dtype=torch.float64)")
+        raise NmeError(_rounded("Hv", error))
     return error
+
+
+def _rounded(what: str, error: float) -> str:
+    return (
+        f"rounding errors of float32 change {what} by {error:.1%} of its norm (use dtype=torch.float64; or does the"
+        " model draw random numbers by a seed of its own?)"
+    )
 
 
 def _finite(loss: Tensor) -> None:
@@ -238,7 +271,7 @@ def repeatable_and_symmetric(
         second: with v.
         u: shape (P,).
         v: shape (P,).
-        dtype: of the operator.
+        dtype: the least precise one that it computes in.
         uncancelled: gives the size of what the gradient adds up, for a gradient that vanishes, and ⟨z, ∇²_z ℓ · z⟩,
             for a loss that does: relative errors ε of the output z change it by half of ε² times this.
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nme.curvature import checks
 from nme.curvature.batches import Batches, arguments, cast, constant, has_independent_examples
 from nme.curvature.finite_differences import derivative_of_gradient
+from nme.curvature.graphs import dtypes
 from nme.curvature.linearised import Linearised
 from nme.curvature.network import Forward, Network
 from nme.curvature.state import undisturbed
@@ -205,8 +206,8 @@ class Curvature:
 
         Loss and gradient of the first batch are compared with plain differentiation of the model; two products, in two
         passes over the data, with each other and for symmetry; and, if ``thorough``, Hv in float64 with a central
-        difference of gradients (in float32 if model or loss cannot be computed in float64), and Hv in float32 with that
-        in float64. With ``micro_batch``, outputs of two examples must not depend on the others.
+        difference of gradients (in float32 if model or loss cannot be computed in float64), and gradient and Hv in
+        float32 with those in float64. With ``micro_batch``, outputs of two examples must not depend on the others.
 
         Returns:
             How large a relative error of Hv may be: 10⁻⁴, or more where kinks or float32 in the model hide it from the
@@ -215,11 +216,15 @@ class Curvature:
         Raises:
             NmeError: says what is wrong.
         """
+        precision = self.dtype
 
         def inspect(batch: Any, linearised: Linearised) -> None:
+            nonlocal precision
+            if torch.float32 in dtypes(linearised.z):  # in parts of a model that is in float64, too
+                precision = torch.float32
             checks.loss_of_output_alone(self.network, self.loss, linearised)
             checks.same_as_plain(
-                self.network, self.loss, self._given, batch, linearised, lambda dtype: self._linearised_in(dtype, batch)
+                self.network, self.loss, self._given, batch, linearised, lambda dtype: self._gradients_in(dtype, batch)
             )
             checks.twice_differentiable("model", linearised.w)
 
@@ -229,14 +234,15 @@ class Curvature:
                 self._check_parts()
             u, v = checks.vectors(self.size, self.device)
             first, second = self._pass(u, inspect), self._pass(v)
-            checks.repeatable_and_symmetric(first, second, u, v, self.dtype, self._uncancelled)
+            checks.repeatable_and_symmetric(first, second, u, v, precision, self._uncancelled)
             if not thorough:
                 return math.inf
             twin = self._in_float64()
-            found = derivative_of_gradient(twin or self)
-            if twin is None or self.dtype == torch.float64:
-                return found
-            return max(found, checks.rounding_of_products(first.hessian, twin.hessian_product(u)))
+            rounded = 0.0
+            if twin is not None and self.dtype == torch.float32:
+                checks.rounding_of_gradient(first.gradient, twin.gradient(), self._uncancelled)
+                rounded = checks.rounding_of_products(first.hessian, twin.hessian_product(u))
+            return max(rounded, derivative_of_gradient(twin or self))
         except BaseException:
             self._unchecked, self._kept = before, None
             raise
@@ -265,8 +271,8 @@ class Curvature:
         """Means over batches of the size of what their gradients add up, and of ⟨z, ∇²_z ℓ · z⟩."""
         total, curved = (torch.zeros((), dtype=torch.float64, device=self.device) for _ in range(2))
         for scale, linearised in self._batches(total, curved):
-            total.add_(_flat(linearised.uncancelled()).norm().double(), alpha=scale)
-            curved.add_(linearised.gauss_newton_form(linearised.z.detach()).abs(), alpha=scale)
+            total.add_(_flat(linearised.uncancelled(other_output=True)).norm().double(), alpha=scale)
+            curved.add_(linearised.output_form().abs(), alpha=scale)
         return float(total), float(curved)
 
     def _in(self, dtype: torch.dtype) -> Curvature:
@@ -275,9 +281,13 @@ class Curvature:
         twin.parameters = twin.network.parameters
         return twin
 
-    def _linearised_in(self, dtype: torch.dtype, batch: Any) -> Linearised | None:
+    def _gradients_in(self, dtype: torch.dtype, batch: Any) -> list[Tensor] | None:
+        """Gradients of a batch computed in a dtype; None if the model or loss cannot be."""
         try:
-            return self._in(dtype)._linearised(batch)[1]
+            linearised = self._in(dtype)._linearised(batch)[1]
+            return None if linearised is None else [w.detach() for w in linearised.w]
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # whatever the user's functions raise
             return None
 

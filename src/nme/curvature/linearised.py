@@ -61,16 +61,29 @@ class Linearised:
         """Jᵀr/d with r a function of the parameters."""
         return self._pulled_back(self.loss.summed_residual(self.z, self.target))
 
-    def uncancelled(self) -> list[Tensor]:
-        """Jᵀ(s∘(|r| + |∇²_z ℓ · z|))/d with random signs s: the size of what the gradient adds up.
+    def uncancelled(self, other_output: bool = False) -> list[Tensor]:
+        """Jᵀ(s∘r)/d with random signs s: the size of what the gradient adds up, also where the gradient vanishes.
 
-        Also where the gradient vanishes, or the residual does: the second term is what rounding of z adds to it.
+        Args:
+            other_output: with |r| + |∇²_z ℓ · z| in place of r, for a residual that vanishes: what z adds up, where it
+                is rounded differently.
         """
         generator = torch.Generator("cpu").manual_seed(0)
         signs = 2 * torch.randint(2, self.r.shape, generator=generator, device="cpu").to(self.r) - 1
-        z = self.z.detach()
-        size = self.r.detach().abs() + self.curved(z).detach().abs()
+        size = self.r.detach().abs()
+        if other_output:
+            size = size + self.curved(self._finite_output).detach().abs()
         return self._gradients(pairing([self.z], [signs * size / self.divisor]), self.parameters)
+
+    def output_form(self) -> Tensor:
+        """⟨z, ∇²_z ℓ · z⟩/d, a scalar in float64: relative errors ε of z change the loss by half of ε² times this."""
+        return self.gauss_newton_form(self._finite_output)
+
+    @property
+    def _finite_output(self) -> Tensor:
+        """Z with 0 for entries that are masked by infinity."""
+        z = self.z.detach()
+        return z.masked_fill(z.isinf(), 0)
 
     def _pulled_back(self, r: Tensor) -> list[Tensor]:
         return self._gradients(pairing([self.z], [r / self.divisor]), self.parameters, create_graph=True)

@@ -1,11 +1,11 @@
 """State of modules that a forward pass or a loss writes: attributes, lists and dicts, buffers; restored afterwards."""
 
-import functools
-import inspect
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from operator import is_
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -37,27 +37,47 @@ def restored(modules: list[nn.Module]) -> Iterator[None]:
             _refill(container, entries)
 
 
-def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
-    """The modules that a function is, or refers to by a closure, a global name, as its object or as an argument."""
+def modules_in_loss(loss: Callable[..., Any]) -> list[nn.Module]:
+    """The modules that a loss is, or refers to: a method's, arguments of a ``partial``, in closures and globals.
+
+    Functions in closures and globals are followed, but for PyTorch's; attributes of other objects are not.
+    """
     found: dict[int, nn.Module] = {}
-    waiting: list[Any] = [function]
+    seen: set[int] = set()
+    waiting: list[Any] = [loss]
     while waiting:
         one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
         if isinstance(one, nn.Module):
             found.update({id(module): module for module in one.modules()})
-        elif isinstance(one, functools.partial):
+        elif isinstance(one, partial):
             waiting += [one.func, *one.args, *one.keywords.values()]
-        elif inspect.ismethod(one):
+        elif isinstance(one, MethodType):
             waiting += [one.__self__, one.__func__]
-        elif inspect.isfunction(one):
-            names = inspect.getclosurevars(one)
-            waiting += [v for v in (*names.nonlocals.values(), *names.globals.values()) if isinstance(v, nn.Module)]
+        elif isinstance(one, FunctionType) and not str(one.__module__).startswith("torch."):
+            waiting += [*_closed_over(one), *(one.__globals__.get(name) for name in _names(one.__code__))]
     return list(found.values())
 
 
+def _closed_over(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # an empty cell
+            yield cell.cell_contents
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Names that a function and the functions in it look up."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
+
+
 def undisturbed(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """The loss as a function that leaves attributes and buffers of ``modules_of`` the loss as they are."""
-    modules = modules_of(loss)
+    """The loss as a function that leaves attributes and buffers of ``modules_in_loss`` as they are."""
+    modules = modules_in_loss(loss)
     if not modules:
         return loss
 
