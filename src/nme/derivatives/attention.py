@@ -3,29 +3,28 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
+from torch.backends import cuda
 
 _FUSED = [
-    (torch._C._get_flash_sdp_enabled, torch._C._set_sdp_use_flash),
-    (torch._C._get_mem_efficient_sdp_enabled, torch._C._set_sdp_use_mem_efficient),
-    (torch._C._get_cudnn_sdp_enabled, torch._C._set_sdp_use_cudnn),
-    (torch._C._get_overrideable_sdp_enabled, torch._C._set_sdp_use_overrideable),
+    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
 ]
 
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Inside, attention takes PyTorch's MATH kernel: the others have no second derivative.
+    """Inside, attention takes PyTorch's MATH kernel, on every device: the others have no second derivative.
 
     As ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, in less time.
     """
-    math, fused = torch._C._get_math_sdp_enabled(), [enabled() for enabled, _ in _FUSED]
+    math, fused = cuda.math_sdp_enabled(), [enabled() for enabled, _ in _FUSED]
     try:
-        torch._C._set_sdp_use_math(True)
+        cuda.enable_math_sdp(True)
         for _, enable in _FUSED:
             enable(False)
         yield
     finally:
-        torch._C._set_sdp_use_math(math)
+        cuda.enable_math_sdp(math)
         for (_, enable), before in zip(_FUSED, fused, strict=True):
             enable(before)
