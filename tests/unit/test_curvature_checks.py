@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from nme.curvature import Curvature, checks
+from nme.curvature import Curvature, rounding
 from nme.errors import NmeError
 
 CE = nn.CrossEntropyLoss()
@@ -174,17 +174,17 @@ class TestRounding:
         double = normal(50)
         other = normal(50, seed=3)
         other *= double.norm() / other.norm()
-        assert checks.rounding_of_products(double + 0.01 * other, double) == pytest.approx(0.01)
-        assert checks.rounding_of_products(1e-20 * other, 1e-20 * double) < 1e-6, "underflow is no rounding"
+        assert rounding.of_products(double + 0.01 * other, double) == pytest.approx(0.01)
+        assert rounding.of_products(1e-20 * other, 1e-20 * double) < 1e-6, "underflow is no rounding"
         with pytest.raises(NmeError, match=r"change Hv by 6\.0% of its norm"):
-            checks.rounding_of_products(double + 0.06 * other, double)
+            rounding.of_products(double + 0.06 * other, double)
 
     def test_of_a_gradient(self):
         double = normal(50)
-        checks.rounding_of_gradient(1.01 * double, double, lambda: (0.0, 0.0))
-        checks.rounding_of_gradient(1e-6 * double, 0 * double, lambda: (1.0, 0.0))
+        rounding.of_gradient(1.01 * double, double, lambda: (0.0, 0.0))
+        rounding.of_gradient(1e-6 * double, 0 * double, lambda: (1.0, 0.0))
         with pytest.raises(NmeError, match=r"change the gradient by 6\.0% of its norm"):
-            checks.rounding_of_gradient(1.06 * double, double, lambda: (0.0, 0.0))
+            rounding.of_gradient(1.06 * double, double, lambda: (0.0, 0.0))
 
     def test_of_each_parameter(self):
         """Errors of float32 are rounding only where float64 is repeatable."""
@@ -196,10 +196,11 @@ class TestRounding:
                 return [(1.01 * part).float() for part in double]
             return [double[0], double[1] * (1 + 0.01 * len(calls))]
 
-        errors = checks.rounding_errors(recomputed)
-        assert errors[0] == pytest.approx(0.01 * float(double[0].norm()), rel=1e-4)
-        assert errors[1] == 0
-        assert checks.rounding_errors(lambda dtype: None) is None
+        left = rounding.not_explained({0: 0.02, 1: 0.02}, double, ["a", "b"], recomputed)
+        assert left == {1: 0.02}
+        with pytest.raises(NmeError, match=r"change the gradient of parameter 'a' by \d+\.\d%"):
+            rounding.not_explained({0: 0.05 * float(double[0].norm()) + 1e-3}, double, ["a", "b"], recomputed)
+        assert rounding.not_explained({0: 1.0}, double, ["a", "b"], lambda dtype: None) == {0: 1.0}
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_a_fault_is_none_of_rounding(self, dtype):

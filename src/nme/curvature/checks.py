@@ -5,7 +5,6 @@ See docs/is-my-number-right.md.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nme.curvature import rounding
 from nme.curvature.batches import cast
 from nme.curvature.graphs import dtypes, leaves, nodes
 from nme.curvature.linearised import Linearised
@@ -36,19 +36,6 @@ def vectors(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     generator = torch.Generator("cpu").manual_seed(0)
     u, v = (torch.randn(size, generator=generator, device="cpu", dtype=torch.float32) for _ in range(2))
     return u.to(device), v.to(device)
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """Largest relative difference that rounding may explain."""
-    return 1e-7 if dtype == torch.float64 else 2e-3
-
-
-WORST_ROUNDING = 0.05  # largest error of a gradient or product in float32 that is not refused, relative to its norm
-
-
-def rounding(dtype: torch.dtype) -> float:
-    """Largest difference that rounding may explain, relative to what a gradient adds up (``uncancelled``)."""
-    return 100 * torch.finfo(dtype).eps
 
 
 def loss_of_output_alone(network: Network, loss: Loss, linearised: Linearised) -> None:
@@ -150,7 +137,7 @@ def same_as_plain(
                 gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True)
             except RuntimeError as error:
                 raise NmeError(f"the loss of the model cannot be differentiated: {brief(error)}") from error
-    limit = tolerance(same.dtype)
+    limit = rounding.tolerance(same.dtype)
     if isinstance(given, nn.Module) and type(loss) in (CrossEntropy, SquaredError, BinaryCrossEntropy):
         target = loss.target(output, target)
         theirs = deepcopy(given).to(output.device, output.dtype)(output.detach(), target).detach()
@@ -158,27 +145,19 @@ def same_as_plain(
             raise NmeError(f"the loss gives {float(theirs):.6g}, its closed form {float(value):.6g}")
     ours = [w.detach() for w in linearised.w]
     plain = [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, ours, strict=True)]
-    size = max(float(g.norm()) for g in plain)
-    differing = _differing(plain, ours, limit, size)
-    if differing and single and (rounded := recomputed(torch.float32)):
-        ours = rounded
-        differing = _differing(plain, ours, limit, size)
+    if single and _differing(plain, ours, limit) and (rounded := recomputed(torch.float32)):
+        ours = rounded  # like with like
+    differing = _differing(plain, ours, limit)
     summands = linearised.uncancelled() if differing else []
     # Near an optimum the gradient is all rounding.
-    differing = [k for k in differing if not (plain[k] - ours[k]).norm() <= rounding(same.dtype) * summands[k].norm()]
+    unit = rounding.of_sums(same.dtype)
+    differing = {k: d for k, d in differing.items() if not d <= unit * float(summands[k].norm())}
     if not differing:
         return
     low = sorted({"torch.bfloat16", "torch.float16"} & set(map(str, dtypes(linearised.z))))
-    errors = rounding_errors(recomputed) if same.dtype == torch.float32 and not low else None
+    if same.dtype == torch.float32 and not low:
+        differing = rounding.not_explained(differing, plain, network.names, recomputed)
     for k in differing:
-        difference, reference = float((plain[k] - ours[k]).norm()), max(float(plain[k].norm()), 1e-2 * size)
-        if errors is not None and difference <= 10 * errors[k]:
-            if difference <= WORST_ROUNDING * reference:
-                continue
-            raise NmeError(
-                f"rounding errors of float32 change the gradient of parameter '{network.names[k]}' by"
-                f" {difference / reference:.1%} (use a model in float64)"
-            )
         reason = "does the model keep weights in a list, dict, closure or cache? do model or loss draw random numbers?"
         if low:
             reason = f"the model computes in {low[0]}: autocast inside of it?"
@@ -190,70 +169,11 @@ def same_as_plain(
         )
 
 
-def _differing(plain: list[Tensor], ours: list[Tensor], limit: float, size: float) -> list[int]:
-    return [
-        k for k, (a, b) in enumerate(zip(plain, ours, strict=True))
-        if not (a - b).norm() <= limit * max(float(a.norm()), 1e-2 * size) + 1e-30
-    ]  # fmt: skip
-
-
-def rounding_errors(recomputed: Callable[[torch.dtype], list[Tensor] | None]) -> list[float] | None:
-    """Error of float32 in the gradient of each parameter; 0 where it is not rounding that changes it.
-
-    Some networks make rounding errors thousands of times larger, such as deep ones with batch norm at initialisation.
-
-    Args:
-        recomputed: as for ``same_as_plain``.
-
-    Returns:
-        None if the model cannot be computed in float64.
-    """
-    single, double = recomputed(torch.float32), recomputed(torch.float64)
-    again = recomputed(torch.float64)
-    if single is None or double is None or again is None:
-        return None
-    errors = [float((a.double() - b).norm()) for a, b in zip(single, double, strict=True)]
-    drifts = [float((a - b).norm()) for a, b in zip(again, double, strict=True)]  # random numbers, say
-    return [e if d <= 1e-3 * e else 0.0 for e, d in zip(errors, drifts, strict=True)]
-
-
-def rounding_of_gradient(single: Tensor, double: Tensor, uncancelled: Callable[[], tuple[float, float]]) -> None:
-    """Raise if rounding errors change the gradient by more than 5 %, but for a gradient that vanishes.
-
-    Args:
-        single: ∇L computed in float32, shape (P,).
-        double: in float64, shape (P,).
-        uncancelled: as for ``repeatable_and_symmetric``.
-
-    Raises:
-        NmeError: they do.
-    """
-    error, size = float((single.double() - double).norm()), float(double.norm())
-    if error > WORST_ROUNDING * size + 1e-30 and error > rounding(torch.float32) * uncancelled()[0]:
-        raise NmeError(_rounded("the gradient", error / size if size else math.inf))
-
-
-def rounding_of_products(single: Tensor, double: Tensor) -> float:
-    """Relative error of Hv in float32.
-
-    Args:
-        single: Hv computed in float32, shape (P,).
-        double: in float64, shape (P,).
-
-    Raises:
-        NmeError: it is more than 5 %.
-    """
-    error = float((single.double() - double).norm()) / max(float(double.norm()), 1e-12)
-    if error > WORST_ROUNDING:
-        raise NmeError(_rounded("Hv", error))
-    return error
-
-
-def _rounded(what: str, error: float) -> str:
-    return (
-        f"rounding errors of float32 change {what} by {error:.1%} of its norm (use dtype=torch.float64; or does the"
-        " model draw random numbers by a seed of its own?)"
-    )
+def _differing(plain: list[Tensor], ours: list[Tensor], limit: float) -> dict[int, float]:
+    """Norms of the differences that are more than ``limit`` of a gradient, by number of the parameter."""
+    size = max(float(g.norm()) for g in plain)
+    differences = {k: float((a - b).norm()) for k, (a, b) in enumerate(zip(plain, ours, strict=True))}
+    return {k: d for k, d in differences.items() if not d <= limit * max(float(plain[k].norm()), 1e-2 * size) + 1e-30}
 
 
 def _finite(loss: Tensor) -> None:
@@ -279,7 +199,7 @@ def repeatable_and_symmetric(
         NmeError: the operator changes from pass to pass, is not symmetric, or has values that are not finite.
     """
     gradient, loss, again, other = first.gradient, first.loss, second.gradient, second.loss
-    limit = tolerance(dtype)
+    limit = rounding.tolerance(dtype)
     _finite(loss)
     if not all(torch.isfinite(part).all() for part in (*first, *second)):
         raise NmeError("the derivatives are not all finite (is there a square root, logarithm or division at 0?)")
@@ -287,8 +207,8 @@ def repeatable_and_symmetric(
     allowed, allowed_of_loss = limit * float(gradient.norm()) + 1e-30, limit * float(loss.abs()) + 1e-30
     if moved > allowed or difference > allowed_of_loss:
         size, curvature = uncancelled()
-        allowed = max(allowed, rounding(dtype) * size)
-        allowed_of_loss = max(allowed_of_loss, rounding(dtype) ** 2 * curvature)
+        allowed = max(allowed, rounding.of_sums(dtype) * size)
+        allowed_of_loss = max(allowed_of_loss, rounding.of_sums(dtype) ** 2 * curvature)
     if moved > allowed or difference > allowed_of_loss:
         raise NmeError(
             f"the loss is {float(loss):.8g} and {float(other):.8g} in two passes over the data, or its gradient"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nme.curvature import checks
+from nme.curvature import checks, rounding
 from nme.curvature.batches import Batches, arguments, cast, constant, has_independent_examples
 from nme.curvature.finite_differences import derivative_of_gradient
 from nme.curvature.graphs import dtypes
@@ -240,8 +240,8 @@ class Curvature:
             twin = self._in_float64()
             rounded = 0.0
             if twin is not None and self.dtype == torch.float32:
-                checks.rounding_of_gradient(first.gradient, twin.gradient(), self._uncancelled)
-                rounded = checks.rounding_of_products(first.hessian, twin.hessian_product(u))
+                rounding.of_gradient(first.gradient, twin.gradient(), self._uncancelled)
+                rounded = rounding.of_products(first.hessian, twin.hessian_product(u))
             return max(rounded, derivative_of_gradient(twin or self))
         except BaseException:
             self._unchecked, self._kept = before, None

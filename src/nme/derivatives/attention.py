@@ -1,11 +1,14 @@
 """Attention with second derivatives."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch.backends import cuda
 
-_FUSED = [
+Switch = tuple[Callable[[], bool], Callable[[bool], None]]  # of a kernel: is it allowed, and allow it or not
+
+_KERNELS: list[Switch] = [
+    (cuda.math_sdp_enabled, cuda.enable_math_sdp),
     (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
     (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
@@ -18,13 +21,11 @@ def plain_attention() -> Iterator[None]:
 
     As ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, in less time.
     """
-    math, fused = cuda.math_sdp_enabled(), [enabled() for enabled, _ in _FUSED]
+    before = [allowed() for allowed, _ in _KERNELS]
     try:
-        cuda.enable_math_sdp(True)
-        for _, enable in _FUSED:
-            enable(False)
+        for (_, allow), wanted in zip(_KERNELS, (True, False, False, False), strict=True):
+            allow(wanted)
         yield
     finally:
-        cuda.enable_math_sdp(math)
-        for (_, enable), before in zip(_FUSED, fused, strict=True):
-            enable(before)
+        for (_, allow), own in zip(_KERNELS, before, strict=True):
+            allow(own)
