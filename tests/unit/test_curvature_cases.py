@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from small_models import labels, normal
+from small_models import Of, labels, normal
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -92,19 +92,6 @@ class Bert(nn.Module):
         return Output(logits=self.head(h[:, 0]), hidden=h)
 
 
-class Function(nn.Module):
-    """Modules by name, and a forward of them."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self._forward = forward
-
-    def forward(self, *arguments, **keywords):
-        return self._forward(self, *arguments, **keywords)
-
-
 def mlp(activation=nn.GELU, *, norm=None):
     middle = [norm] if norm is not None else []
     return nn.Sequential(nn.Linear(5, 4), *middle, activation(), nn.Linear(4, C))
@@ -126,27 +113,23 @@ def cnn(norm=nn.BatchNorm2d):
 
 def recomputed():
     first = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh())
-    model = Function(
-        lambda m, x: m.head(checkpoint(m.first, x, use_reentrant=False)), first=first, head=nn.Linear(4, C)
-    )
+    model = Of(lambda m, x: m.head(checkpoint(m.first, x, use_reentrant=False)), first=first, head=nn.Linear(4, C))
     model.plainly = lambda m, x: m.head(m.first(x))
     return model
 
 
 def recurrent(kind):
-    return Function(lambda m, x: m.head(m.rnn(x)[0][:, -1]), rnn=kind(2, 3, batch_first=True), head=nn.Linear(3, C))
+    return Of(lambda m, x: m.head(m.rnn(x)[0][:, -1]), rnn=kind(2, 3, batch_first=True), head=nn.Linear(3, C))
 
 
 def tied():
-    return Function(lambda m, x: functional.linear(m.act(m.a(x)), m.a.weight.T), a=nn.Linear(5, 4), act=nn.Softplus())
+    return Of(lambda m, x: functional.linear(m.act(m.a(x)), m.a.weight.T), a=nn.Linear(5, 4), act=nn.Softplus())
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": mlp,
     "in-place": lambda: mlp(lambda: nn.Hardswish(inplace=True)),
-    "reused layer": lambda: Function(
-        lambda m, x: m.b(m.s(m.a(m.s(x)))), a=nn.Linear(5, 5), s=nn.SELU(), b=nn.Linear(5, C)
-    ),
+    "reused layer": lambda: Of(lambda m, x: m.b(m.s(m.a(m.s(x)))), a=nn.Linear(5, 5), s=nn.SELU(), b=nn.Linear(5, C)),
     "layer norm": lambda: mlp(norm=nn.LayerNorm(4, elementwise_affine=False)),
     "batch norm 1d": lambda: mlp(norm=nn.BatchNorm1d(4)),
     "no running statistics": lambda: mlp(norm=nn.BatchNorm1d(4, track_running_stats=False)),
@@ -169,11 +152,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: VisionTransformer(
         image_size=6, patch_size=3, num_layers=1, num_heads=2, hidden_dim=4, mlp_dim=6, num_classes=C
     ),
-    "bilinear": lambda: Function(lambda m, a, b: m.f(torch.tanh(a), b), f=nn.Bilinear(5, 5, C)),
-    "unused": lambda: Function(lambda m, x: m.used(x), used=mlp(), unused=nn.Linear(2, 2)),
+    "bilinear": lambda: Of(lambda m, a, b: m.f(torch.tanh(a), b), f=nn.Bilinear(5, 5, C)),
+    "unused": lambda: Of(lambda m, x: m.used(x), used=mlp(), unused=nn.Linear(2, 2)),
     "buffer": lambda: Counting(),
-    "dict of outputs": lambda: Function(lambda m, x: {"logits": m.f(x), "other": x}, f=mlp()),
-    "tuple of outputs": lambda: Function(lambda m, x: (m.f(x), x), f=mlp()),
+    "dict of outputs": lambda: Of(lambda m, x: {"logits": m.f(x), "other": x}, f=mlp()),
+    "tuple of outputs": lambda: Of(lambda m, x: (m.f(x), x), f=mlp()),
     "one output": lambda: nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 1)),
     "pixels": lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Softplus(), nn.Conv2d(3, C, 1)),
     "bags": lambda: nn.Sequential(nn.EmbeddingBag(7, 4, sparse=True, mode="mean"), nn.Tanh(), nn.Linear(4, C)),

@@ -81,7 +81,7 @@ class Linearised:
 
     @property
     def _finite_output(self) -> Tensor:
-        """Z with 0 for entries that are masked by infinity."""
+        """The output z, with 0 for entries that are masked by infinity."""
         z = self.z.detach()
         return z.masked_fill(z.isinf(), 0)
 
