@@ -106,7 +106,7 @@ class Stage:
         jobs: how many.
         whole: of the jobs, as Snakemake saw them.
         recorded: as the results say: without the start of the process.
-        epochs: of training steps and the evaluations after each epoch.
+        epochs: of training steps and evaluations.
         evaluations: how many of them each recipe had.
     """
 
@@ -130,7 +130,8 @@ def read_stage(root: Path, scale: str, stage: str) -> Stage:
         found.recorded += record["seconds"]
         if stage == "train":
             found.epochs += sum(table["seconds"].to_pylist())
-            found.evaluations[path.relative_to(logs).parts[0]] += table.num_rows
+            tested = table["test_loss"]  # null where an epoch was not tested
+            found.evaluations[path.relative_to(logs).parts[0]] += len(tested) - tested.null_count
     return found
 
 
@@ -210,7 +211,7 @@ def rows_of(run: Run, train: Stage, measure: Stage, evaluation: float) -> list[t
     """Where core-seconds go: what, in how many jobs, seconds. Together they are all that the run had."""
     rows = [
         ("training steps", train.jobs, train.epochs - evaluation),
-        ("evaluation after each epoch", train.jobs, evaluation),
+        ("evaluation on the test set", train.jobs, evaluation),
         ("training jobs: data, checks, snapshots, writing", train.jobs, train.recorded - train.epochs),
         ("training jobs: start of the process, imports", train.jobs, train.whole - train.recorded),
     ]

@@ -111,10 +111,11 @@ class _Backward(Function):
     def backward(ctx: Any, x1: Tensor, w1: Tensor, b1: Tensor) -> tuple[Tensor | None, ...]:
         y, x, weight, mean, scale, *sums = ctx.saved_tensors
         needed = needed_gradients(ctx.needs_input_grad)
-        to_y = _Tangent.apply(x1, w1, b1, x, weight, mean, scale) if needed[0] else None
+        tangent, curved = (_Tangent.apply, _Curved.apply) if torch.is_grad_enabled() else (_tangent, _curved)
+        to_y = tangent(x1, w1, b1, x, weight, mean, scale) if needed[0] else None
         if not any(needed[1:3]):
             return to_y, None, None, None, None
-        return to_y, *_Curved.apply(y, sums[0], sums[1], x1, w1, x, weight, mean, scale), None, None
+        return to_y, *curved(y, sums[0], sums[1], x1, w1, x, weight, mean, scale), None, None
 
 
 class _Tangent(Function):
@@ -124,60 +125,73 @@ class _Tangent(Function):
     def forward(
         ctx: Any, x1: Tensor, w1: Tensor, b1: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor
     ) -> Tensor:
-        moved, *_ = _pull(x1, x, weight, mean, scale)
         ctx.save_for_backward(x1, w1, x, weight, mean, scale)
-        return _sum(x, (moved, None), (x, w1 * scale), (None, b1 - w1 * scale * mean))
+        return _tangent(x1, w1, b1, x, weight, mean, scale)
 
     @staticmethod
     def backward(ctx: Any, y: Tensor) -> tuple[Tensor | None, ...]:
         x1, w1, x, weight, mean, scale = ctx.saved_tensors
-        to_x1, to_w1, to_b1 = _Backward.apply(y, x, weight, mean, scale)
+        pull, curved = (_Backward.apply, _Curved.apply) if torch.is_grad_enabled() else (_pull, _curved)
+        to_x1, to_w1, to_b1 = pull(y, x, weight, mean, scale)
         if not any(ctx.needs_input_grad[3:5]):
             return to_x1, to_w1, to_b1, None, None, None, None
-        to_x, to_weight = _Curved.apply(y, to_w1, to_b1, x1, w1, x, weight, mean, scale)
+        to_x, to_weight = curved(y, to_w1, to_b1, x1, w1, x, weight, mean, scale)
         return to_x1, to_w1, to_b1, to_x, to_weight, None, None
 
 
 class _Curved(Function):
-    """Derivative of ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ in x and in w; not differentiable again.
+    """Derivative of ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ in x and in w; not differentiable again."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return _curved(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
+        raise NotImplementedError("batch norm in train mode has no derivatives of third order here")
+
+
+# What the Functions compute, without their overhead: for a backward pass that is not differentiated again.
+
+
+def _tangent(x1: Tensor, w1: Tensor, b1: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """ẏ of ẋ, ẇ and ḃ."""
+    moved, *_ = _pull(x1, x, weight, mean, scale)
+    return _sum(x, (moved, None), (x, w1 * scale), (None, b1 - w1 * scale * mean))
+
+
+def _curved(
+    y: Tensor,
+    y_times_normal: Tensor,
+    y_sum: Tensor,
+    x1: Tensor,
+    w1: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Derivative of ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ in x and in w.
 
     With means m over the channel, a = mean(ȳ x̂), a' = mean(ẋ x̂) and C = mean(ȳ ẋ) − m(ȳ) m(ẋ):
 
         in x:  −w r² [x̂ (C − 3 a a') + (ȳ − m(ȳ)) a' + (ẋ − m(ẋ)) a] + ẇ P(ȳ)
         in w:  n r (C − a a')
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        y: Tensor,
-        y_times_normal: Tensor,
-        y_sum: Tensor,
-        x1: Tensor,
-        w1: Tensor,
-        x: Tensor,
-        weight: Tensor,
-        mean: Tensor,
-        scale: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        n = x.numel() / x.shape[1]
-        a, y_mean = y_times_normal / n, y_sum / n
-        x1_times_normal, x1_sum = _sums(x1, x, weight, mean, scale)
-        a1, x1_mean = x1_times_normal / n, x1_sum / n
-        # The kernel's Σ ȳ (x − mean) r, with ẋ for x, mean 0 and r = 1: a product and its sums in one pass.
-        products, _ = _sums(y, x1, weight, torch.zeros_like(mean), torch.ones_like(mean))
-        c = products / n - y_mean * x1_mean
-        bend = -weight * scale * scale
-        slope = w1 * scale
-        of_normal = bend * (c - 3 * a * a1) - slope * a
-        of_y, of_x1 = bend * a1 + slope, bend * a
-        constant = -bend * (y_mean * a1 + x1_mean * a) - slope * y_mean - of_normal * scale * mean
-        to_x = _sum(x, (x, of_normal * scale), (y, of_y), (x1, of_x1), (None, constant))
-        return to_x, n * scale * (c - a * a1)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> NoReturn:
-        raise NotImplementedError("batch norm in train mode has no derivatives of third order here")
+    n = x.numel() / x.shape[1]
+    a, y_mean = y_times_normal / n, y_sum / n
+    x1_times_normal, x1_sum = _sums(x1, x, weight, mean, scale)
+    a1, x1_mean = x1_times_normal / n, x1_sum / n
+    # The kernel's Σ ȳ (x − mean) r, with ẋ for x, mean 0 and r = 1: a product and its sums in one pass.
+    products, _ = _sums(y, x1, weight, torch.zeros_like(mean), torch.ones_like(mean))
+    c = products / n - y_mean * x1_mean
+    bend = -weight * scale * scale
+    slope = w1 * scale
+    of_normal = bend * (c - 3 * a * a1) - slope * a
+    of_y, of_x1 = bend * a1 + slope, bend * a
+    constant = -bend * (y_mean * a1 + x1_mean * a) - slope * y_mean - of_normal * scale * mean
+    to_x = _sum(x, (x, of_normal * scale), (y, of_y), (x1, of_x1), (None, constant))
+    return to_x, n * scale * (c - a * a1)
 
 
 def _pull(y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:

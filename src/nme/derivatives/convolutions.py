@@ -93,9 +93,9 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx: Any, y: Tensor) -> tuple[Tensor | None, ...]:
         mask = ctx.needs_input_grad[:3]
-        if not torch.is_grad_enabled():  # no second derivative: avoid the overhead of a second Function
-            return *ctx.kernels.pull(y, *ctx.saved_tensors, mask), None
-        return *_Pull.apply(y, *ctx.saved_tensors, mask, ctx.kernels), None
+        pull = _Pull.apply if torch.is_grad_enabled() else _pull
+        x, weight = ctx.saved_tensors
+        return *pull(y, x, weight, mask, ctx.kernels), None
 
 
 class _Pull(Function):
@@ -114,15 +114,16 @@ class _Pull(Function):
     def backward(ctx: Any, x1: Tensor | None, w1: Tensor | None, b1: Tensor | None) -> tuple[Tensor | None, ...]:
         y, x, weight = ctx.saved_tensors
         needed = needed_gradients(ctx.needs_input_grad)
+        push, pull = (_Push.apply, _Pull.apply) if torch.is_grad_enabled() else (_push, _pull)
         to_y = to_x = to_weight = None
         if needed[0] and (x1 is not None or w1 is not None):
-            to_y = _Push.apply(x1, w1, b1, x, weight, ctx.kernels)
+            to_y = push(x1, w1, b1, x, weight, ctx.kernels)
         elif needed[0] and b1 is not None:
             to_y = b1.view(-1, *(1 for _ in y.shape[2:])).expand_as(y)
         if needed[1] and w1 is not None:
-            to_x, _, _ = _Pull.apply(y, x, w1, (True, False, False), ctx.kernels)
+            to_x, _, _ = pull(y, x, w1, (True, False, False), ctx.kernels)
         if needed[2] and x1 is not None:
-            _, to_weight, _ = _Pull.apply(y, x1, weight, (False, True, False), ctx.kernels)
+            _, to_weight, _ = pull(y, x1, weight, (False, True, False), ctx.kernels)
         return to_y, to_x, to_weight, None, None
 
 
@@ -141,18 +142,34 @@ class _Push(Function):
     ) -> Tensor:
         ctx.save_for_backward(x1, w1, x, weight)
         ctx.kernels = kernels
-        if x1 is None:
-            return kernels.convolve(x, w1, b1)  # type: ignore[arg-type]  # not both are None
-        y = kernels.convolve(x1, weight, b1)
-        return y if w1 is None else y.add_(kernels.convolve(x, w1, None))
+        return _push(x1, w1, b1, x, weight, kernels)
 
     @staticmethod
     def backward(ctx: Any, y: Tensor) -> tuple[Tensor | None, ...]:
         x1, w1, x, weight = ctx.saved_tensors
         needed, to_x, to_weight = ctx.needs_input_grad, None, None
-        moved = _Pull.apply(y, x, weight, needed[:3], ctx.kernels) if any(needed[:3]) else (None, None, None)
+        pull = _Pull.apply if torch.is_grad_enabled() else _pull
+        moved = pull(y, x, weight, needed[:3], ctx.kernels) if any(needed[:3]) else (None, None, None)
         if needed[3] and w1 is not None:
-            to_x, _, _ = _Pull.apply(y, x, w1, (True, False, False), ctx.kernels)
+            to_x, _, _ = pull(y, x, w1, (True, False, False), ctx.kernels)
         if needed[4] and x1 is not None:
-            _, to_weight, _ = _Pull.apply(y, x1, weight, (False, True, False), ctx.kernels)
+            _, to_weight, _ = pull(y, x1, weight, (False, True, False), ctx.kernels)
         return *moved, to_x, to_weight, None
+
+
+# What the Functions compute, without their overhead: for a backward pass that is not differentiated again.
+
+
+def _pull(
+    y: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, ...], kernels: _Kernels | Products
+) -> tuple[Tensor | None, ...]:
+    return kernels.pull(y, x, weight, mask)
+
+
+def _push(
+    x1: Tensor | None, w1: Tensor | None, b1: Tensor | None, x: Tensor, weight: Tensor, kernels: _Kernels | Products
+) -> Tensor:
+    if x1 is None:
+        return kernels.convolve(x, w1, b1)  # type: ignore[arg-type]  # not both are None
+    y = kernels.convolve(x1, weight, b1)
+    return y if w1 is None else y.add_(kernels.convolve(x, w1, None))

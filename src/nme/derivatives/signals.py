@@ -67,8 +67,12 @@ class _Cut(NamedTuple):
         x = x.transpose(1, 2)
         beyond = self.first + self.step * (self.number - 1) + self.size - length
         if self.first or beyond or self.step != self.size:
-            x = torch.constant_pad_nd(x, (0, 0, -self.first, max(beyond, 0))).contiguous()
-            x = x.as_strided((batch, self.number, self.size * channels), (x.stride(0), self.step * channels, 1))
+            begin, end = -self.first, length - self.first
+            wide = x.new_empty(batch, end + max(beyond, 0), channels)
+            wide[:, :begin].zero_()
+            wide[:, begin:end].copy_(x)
+            wide[:, end:].zero_()
+            x = wide.as_strided((batch, self.number, self.size * channels), (wide.stride(0), self.step * channels, 1))
         return x.reshape(batch * self.number, self.size * channels)
 
 

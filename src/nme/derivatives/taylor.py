@@ -294,14 +294,21 @@ class _Activation(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, x1: Tensor, x2: Tensor, activation: Activation) -> tuple[Tensor, Tensor, Tensor]:
-        slope, bend = activation.first(x), activation.second(x)
-        ctx.save_for_backward(x, x1, x2, slope, bend)
+        slope = activation.first(x)
         ctx.activation = activation
+        if activation.piecewise_linear:  # φ'' = 0
+            ctx.save_for_backward(slope)
+            return activation.value(x), slope * x1, slope * x2
+        bend = activation.second(x)
+        ctx.save_for_backward(x, x1, x2, slope, bend)
         return activation.value(x), slope * x1, bend * x1.square() + slope * x2
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, y: Tensor, y1: Tensor, y2: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        if ctx.activation.piecewise_linear:
+            (slope,) = ctx.saved_tensors
+            return y * slope, y1 * slope, y2 * slope, None
         x, x1, x2, slope, bend = ctx.saved_tensors
         third = ctx.activation.third(x)
         y2x1 = y2 * x1
