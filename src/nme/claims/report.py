@@ -71,7 +71,7 @@ def readers_table(rows: pd.DataFrame) -> pd.DataFrame:
 def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The summary: one row per claim, one column per recipe with the verdict, the effects and 95 % intervals.
 
-    Effects are named where a claim has several.
+    A claim's only effect is named below it, of several each in its place.
 
     Args:
         rows: from ``decide``.
@@ -79,12 +79,14 @@ def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
     recipes = rows.drop_duplicates("recipe")[["recipe", "panel"]]
     found = []
     for number, claim in rows.groupby("claim", sort=False):
-        line = {"claim": f"{number}. {claim['says'].iloc[0]}"}
+        contrasts = claim["contrast"].unique()
+        names = [html.escape(contrasts[0])] if len(contrasts) == 1 else []
+        line = {"claim": "<br>".join([f"{number}. {claim['says'].iloc[0]}", *names])}
         for recipe, panel in recipes.itertuples(index=False):
             own = claim[claim["recipe"] == recipe]
             title = panel if (recipes["panel"] == panel).sum() == 1 else recipe
             effects = [_short(r) for r in own.itertuples()]
-            if len(own) > 1:
+            if not names:
                 effects = [f"{html.escape(name)}: {text}" for name, text in zip(own["contrast"], effects, strict=True)]
             line[html.escape(title)] = "<br>".join([f"<b>{own['verdict'].iloc[0]}</b>", *effects]) if len(own) else "–"
         found.append(line)
