@@ -110,7 +110,7 @@ class Batches:
 def arguments(inputs: Any, model: nn.Module) -> Any:
     """Inputs as a tensor, or as a tuple or dict of the model's arguments; a list counts as a tuple.
 
-    ``DataLoader`` makes lists of tuples, so a list cannot be refused; but a list whose entries would be optional
+    ``DataLoader`` turns tuples into lists, so a list cannot be refused; but a list whose entries would be optional
     arguments of the model may be meant as one argument.
 
     Raises:

@@ -65,8 +65,8 @@ class Curvature:
         loss: PyTorch's cross-entropy, mean squared error and binary cross-entropy with logits have closed forms; any
             other callable of output and target is differentiated by autograd (``nme.curvature.loss_of``).
         data: batches (inputs, target), iterated anew for every product. Inputs may be a tuple or dict of tensors, the
-            model's arguments; a list counts as a tuple, as ``DataLoader`` makes lists of tuples. A single batch may be
-            given as a pair of tensors; its graph is then kept between products.
+            model's arguments; a list counts as a tuple, as ``DataLoader`` turns tuples into lists. A single batch may
+            be given as a pair of tensors; its graph is then kept between products.
         parameters: names, patterns (``conv*.weight``), tensors or modules: the parameters the operators act on, in the
             model's order.
         dtype: to compute in, float32 or float64; None: that of the parameters, and at least float32.
