@@ -1,6 +1,6 @@
 """Forward passes in bfloat16, images in another memory order, compiled steps: against float32, eager and in order."""
 
-from copy import deepcopy
+from copy import copy, deepcopy
 
 import pytest
 import torch
@@ -38,8 +38,10 @@ def network(name, activation="gelu", examples=64):
 
 
 def direction(method, model, batch, compiled=False, seed=0):
-    update = member.compile_update(method.update) if compiled else method.update
-    return flat(update(deepcopy(model), batch, STRENGTH, stream(seed, "noise")).direction)
+    rule = copy(method)
+    if compiled:
+        member.compile_update(rule)
+    return flat(rule.update(deepcopy(model), batch, STRENGTH, stream(seed, "noise")).direction)
 
 
 @pytest.mark.parametrize("name", ["mlp", "wide_resnet", "wide_resnet-1d"])  # which have all kinds of layers
@@ -85,7 +87,7 @@ def test_a_recipe_says_which(monkeypatch):
     inputs = job.prepare_inputs(torch.randn(8, 3, 8, 8))
     assert inputs.dtype == torch.bfloat16
     assert inputs.is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(member, "compile_update", lambda update: "compiled")
+    monkeypatch.setattr(member, "compile_update", lambda rule: setattr(rule, "update", "compiled"))
     assert job.rule.update == "compiled"
     prescribed = Job(recipe, "augmented_relu-beta=2", METHODS.parse("sgd"), 0.0, None, None, 10, None)
     assert "update" not in vars(prescribed.rule), "a compiler does not follow it"

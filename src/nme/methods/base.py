@@ -6,7 +6,7 @@ Configurations, paths, figures, tests and training loops pick it up.
 Weight decay is not part of a method: it acts on the update, outside L, and enters neither ĝ nor the penalty.
 In train mode a penalty uses the batch's own batch-norm statistics; the clean pass updates the running statistics, once
 per step. A batch may be cut into parts and distributed over processes (``nme.derivatives.products``); the results of a
-method are always those of the whole batch. Random numbers are drawn first, so that the rest of a step can be compiled.
+method are always those of the whole batch. Random numbers are drawn first, by ``apart``: the rest can be compiled.
 """
 
 from __future__ import annotations
@@ -87,6 +87,10 @@ class Method(Named):
             noise: the step's own random stream, on the CPU.
         """
         raise NotImplementedError
+
+    def apart(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The function's result; a compiled ``update`` calls the function without tracing it."""
+        return function(*arguments)
 
     @property
     def generator(self) -> torch.Generator:

@@ -79,7 +79,7 @@ class WeightNoise(Method):
         from nme.derivatives.vectors import displaced, normal
 
         parameters = [p for p in model.parameters() if p.requires_grad]
-        epsilon = normal(parameters, noise)
+        epsilon = self.apart(normal, parameters, noise)
         if isinstance(strength, list):
             epsilon, strength = times(epsilon, [s**0.5 for s in strength]), 1.0
         with displaced(parameters, epsilon, strength**0.5):

@@ -55,7 +55,7 @@ class _ProbedTrace(_Trace):
         from nme.derivatives.vectors import rademacher
 
         parameters = [p for p in model.parameters() if p.requires_grad]
-        probes = [rademacher(parameters, noise) for _ in range(self.k)]
+        probes = [self.apart(rademacher, parameters, noise) for _ in range(self.k)]
         if isinstance(strength, list):
             probes, strength = [times(u, [s**0.5 for s in strength]) for u in probes], 1.0
         clean = batch_gradient(model, batch, keep_jacobian=self.needs_jacobian)
@@ -86,7 +86,7 @@ class HessianTrace(_ProbedTrace):
         from nme.derivatives.taylor import quadratic_form
 
         def of_part(part: Batch) -> list[Tensor]:
-            form = quadratic_form(model, part, probe)
+            form = self.apart(quadratic_form, model, part, probe)
             return list(torch.autograd.grad(form, clean.parameters, materialize_grads=True))
 
         return mean_over_parts(batch, of_part, clean.gradient, clean.shares)
@@ -115,9 +115,9 @@ class GaussNewtonTrace(_Trace):
         from nme.derivatives.products import batch_gradient, hessian_product
         from nme.derivatives.running_statistics import frozen_statistics
 
-        known = known_draws(batch, self.k, noise)
+        known = self.apart(known_draws, batch, self.k, noise)
         clean = batch_gradient(model, batch, keep_logits=True)
-        draws = later_draws(batch, clean, self.k, noise) if known is None else known
+        draws = self.apart(later_draws, batch, clean, self.k, noise) if known is None else known
         penalty = [torch.zeros_like(p) for p in clean.parameters]
         for numbers in draws:
             labelled = drawn(batch, clean, numbers)

@@ -11,7 +11,7 @@ test set, and all hold the same network.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,6 @@ from torch.optim.sgd import sgd
 from nme.activations import ACTIVATIONS
 from nme.config.scale import Training
 from nme.data.examples import Examples, Split
-from nme.derivatives import taylor, vectors
 from nme.derivatives.batch import CROSS_ENTROPY, Batch, Division
 from nme.derivatives.single_pass import logits_of
 from nme.methods import Method
@@ -74,7 +73,7 @@ class Job:
         rule = copy(self.method)
         rule.strength = self.strength
         if self.recipe.compile and ACTIVATIONS.parse(self.activation).genuine:
-            rule.update = compile_update(rule.update)  # type: ignore[method-assign]
+            compile_update(rule)
         return rule
 
     def prepare_inputs(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -84,18 +83,17 @@ class Job:
         return inputs.bfloat16() if self.recipe.precision == "bf16" else inputs
 
 
-def compile_update(update: Callable) -> Callable:
-    """Compile ``update`` with ``torch.compile``, its gradients and products in one graph. Same results up to rounding.
+def compile_update(rule: Method) -> None:
+    """Compile this method's update with ``torch.compile``, gradients and products in one graph. Same up to rounding.
 
-    Random draws, and Taylor arithmetic (which replaces the layers' forward methods), stay uncompiled. Decorators at
-    their definitions would import the compiler: a second and a half for every job.
+    What the method calls ``apart`` (random draws, and Taylor arithmetic, which replaces the layers' forward methods)
+    stays uncompiled. Decorators at their definitions would import the compiler: a second and a half for every job.
     """
     torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # informs the compiler, too
-    drawing = [(vectors, name) for name in ("rademacher", "normal", "uniform")]
-    for module, name in [*drawing, (taylor, "quadratic_form")]:
-        setattr(module, name, torch.compiler.disable(getattr(module, name)))
+    rule.apart = torch.compiler.disable(rule.apart)  # type: ignore[method-assign]
     # Patched only around calls of this function: a setting of PyTorch applies to the whole process.
-    return torch._dynamo.config.patch(trace_autograd_ops=True)(torch.compile(update))
+    traced = torch._dynamo.config.patch(trace_autograd_ops=True)
+    rule.update = traced(torch.compile(rule.update))  # type: ignore[method-assign]
 
 
 def learning_rate(recipe: Training, progress: float) -> float:
