@@ -26,7 +26,7 @@ class Activation(Named):
     Attributes:
         genuine: True if ``second`` is the derivative of ``first``. If not (augmented ReLU, diminished GELU), autodiff
             needs a custom rule, and finite differences of the loss disagree on purpose.
-        piecewise_linear: True if a network with this activation has linear regions.
+        piecewise_linear: True if a network with this activation has linear regions; φ'' is then 0 everywhere.
     """
 
     genuine = True

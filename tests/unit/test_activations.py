@@ -84,6 +84,11 @@ def test_value_and_derivatives_equal_the_closed_form(known):
     assert_near(activate(POINTS, known), value, 1e-13)
 
 
+def test_piecewise_linear_means_that_the_second_derivative_is_0(activation):
+    """The Hessian trace penalty leaves its terms out then."""
+    assert activation.piecewise_linear <= bool((activation.second(POINTS) == 0).all())
+
+
 def test_first_is_the_slope_of_the_value(activation):
     # Of every activation: one that is not genuine departs from its value in the second derivative only.
     assert_near(activation.first(POINTS), central_difference(activation.value, POINTS), 1e-8)
