@@ -53,3 +53,4 @@ if __name__ == "__main__":
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     torch.set_num_threads(1)
     torch.save(directions(rank), folder / f"{rank}.pt")
+    distributed.destroy_process_group()  # gloo's threads abort a process that ends without it
