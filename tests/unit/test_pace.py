@@ -1,5 +1,7 @@
 """What estimates learn from finished jobs."""
 
+import pytest
+
 from nme.grid.cells import Cell
 from nme.grid.pace import Pace
 
@@ -16,9 +18,16 @@ def test_the_closest_finished_jobs_count():
     assert pace.of("measure", PENALTY) == 1, "a stage of its own"
     pace.learn("train", SAM, 10, 10)
     assert (pace.of("train", PENALTY), pace.of("train", SAM)) == (3, 1), "each method by itself"
-    assert pace.of("train", OTHER) == 40 / 20, "all jobs of the stage together"
+    assert pace.of("train", OTHER) == 2, "the median of all jobs of the stage"
     pace.learn("train", OTHER, 5, 10)
     assert (pace.of("train", OTHER), pace.of("train", PENALTY)) == (0.5, 3)
+
+
+def test_a_suspended_job_does_not_count():
+    pace = Pace()
+    for measured in (11, 10, 12, 500):
+        pace.learn("train", SAM, measured, 10)
+    assert pace.of("train", SAM) == pytest.approx(1.15)
 
 
 def test_jobs_without_an_estimate_teach_nothing():

@@ -1,9 +1,10 @@
 """Estimated cost of a figure before anything runs: jobs, members, steps, hours, memory and disk.
 
 A training step costs its method's number of gradients (``Method.gradients``), and a gradient costs three forward
-passes, whose floating-point operations are counted on the recipe's network. ``SPEED`` turns operations into seconds.
-The CPU's speed was measured on one core of a laptop-class processor; the GPU's is a guess, half the dense float32 speed
-of a data-centre GPU. ``FASTER``, also a guess, is the gain of a shorter ``precision`` there. Both guesses yield to step
+passes, whose floating-point operations are counted on the recipe's network. ``SPEED`` turns operations and layers into
+seconds: small networks take as long to start operations as to compute them. The CPU's is that of one core of a server
+of 2023, from the jobs of three scales (docs/benchmarks.md); the GPU's is a guess, half the dense float32 speed of a
+data-centre GPU. ``FASTER``, also a guess, is the gain of a shorter ``precision`` there. Both guesses yield to step
 times measured on a GPU (``nme.grid.measured_steps``), for networks that have them. All estimates of a scale are scaled
 by the durations of its finished jobs (``nme.grid.pace``).
 """
@@ -11,6 +12,7 @@ by the durations of its finished jobs (``nme.grid.pace``).
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from nme.config.project import Project
 from nme.config.scale import Measurement, Recipe, Scale
@@ -28,7 +30,7 @@ from nme.outputs.provenance import spec_hash
 
 @dataclass(frozen=True)
 class Speed:
-    """Speed of a device: operations per second, overhead in seconds per gradient, and seconds to start a job."""
+    """Speed of a device: operations per second, overhead in seconds per layer and gradient, seconds to start a job."""
 
     operations: float
     overhead: float
@@ -37,7 +39,7 @@ class Speed:
 
 Job = tuple[Cell, range]  # with the seeds of its members
 
-SPEED = {"cpu": Speed(2.5e10, 0.4e-3, 3.3), "cuda": Speed(1e13, 3e-3, 15)}
+SPEED = {"cpu": Speed(5e10, 0.22e-3, 3.0), "cuda": Speed(1e13, 0.1e-3, 15)}
 FASTER = {"fp32": 1, "tf32": 3, "bf16": 6}
 SNAPSHOT_BYTES = 4  # per parameter
 METRICS_BYTES = 12_000  # per job: its parquet file, with provenance
@@ -70,8 +72,16 @@ def steps_of(scale: Scale, recipe: Recipe) -> int:
     return recipe.epochs * (examples // recipe.batch_size)
 
 
-def network_of(scale: Scale, recipe: Recipe) -> tuple[float, int]:
-    """Operations of one example's forward pass, and the number of parameters; nothing is computed."""
+class Network(NamedTuple):
+    """What a network's steps cost: operations of one example's forward pass, layers, parameters."""
+
+    operations: float
+    layers: int
+    parameters: int
+
+
+def network_of(scale: Scale, recipe: Recipe) -> Network:
+    """Count on the recipe's network; nothing is computed."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -82,7 +92,8 @@ def network_of(scale: Scale, recipe: Recipe) -> tuple[float, int]:
         model = recipe.model.build(shape, classes, ACTIVATIONS.parse("relu"))
         with FlopCounterMode(display=False) as counter:
             model.eval()(torch.empty(2, *shape))
-    return counter.get_total_flops() / 2, sum(p.numel() for p in model.parameters())
+    layers = sum(not any(module.children()) for module in model.modules())
+    return Network(counter.get_total_flops() / 2, layers, sum(p.numel() for p in model.parameters()))
 
 
 class Estimate:
@@ -139,7 +150,7 @@ class Estimate:
 
     def _training(self, cell: Cell, seeds: range) -> float:
         scale = self.project.scale
-        recipe, operations = scale.recipes[cell.recipe], self.networks[cell.recipe][0]
+        recipe, operations = scale.recipes[cell.recipe], self.networks[cell.recipe].operations
         tested = scale.datasets[recipe.dataset].test or scale.dataset_kind(recipe.dataset).counts[1]
         tested *= -(-recipe.epochs // recipe.test_epochs)
         step, forward = self._measured(recipe, cell.method), self._measured(recipe, "sgd")
@@ -161,8 +172,8 @@ class Estimate:
         return len(seeds) * products * 2.5 * self._gradient(cell, self.speed.operations)  # in fp32
 
     def _gradient(self, cell: Cell, speed: float) -> float:
-        recipe, operations = self.project.scale.recipes[cell.recipe], self.networks[cell.recipe][0]
-        return 3 * operations * recipe.batch_size / speed + self.speed.overhead
+        recipe, network = self.project.scale.recipes[cell.recipe], self.networks[cell.recipe]
+        return 3 * network.operations * recipe.batch_size / speed + network.layers * self.speed.overhead
 
 
 def cost(estimates: dict[str, Estimate], figures: Iterable[str]) -> Cost:
@@ -182,7 +193,7 @@ def cost(estimates: dict[str, Estimate], figures: Iterable[str]) -> Cost:
         steps += len(seeds) * steps_of(scale, recipe)
         members += len(seeds)
         snapshots = len(cells.snapshots(one.kept.get(cell, {})))
-        disk += len(seeds) * snapshots * SNAPSHOT_BYTES * one.networks[cell.recipe][1]
+        disk += len(seeds) * snapshots * SNAPSHOT_BYTES * one.networks[cell.recipe].parameters
     memory = max((scale.recipes[cell.recipe].memory_mb for cell, _ in trained), default=0)
     return Cost(jobs, members, steps, hours, memory, disk / 2**20)
 
