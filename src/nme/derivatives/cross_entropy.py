@@ -38,14 +38,20 @@ def cross_entropy_and_slope(logits: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     """
     label = labels.unsqueeze(1)
     masked = logits.scatter(1, label, -torch.inf)
-    others = masked.logsumexp(1, keepdim=True)
+    others = _logsumexp(masked)
     margin = others - logits.gather(1, label)
     loss = functional.softplus(margin, threshold=THRESHOLD).mean()
-    of_mean = (torch.ones((), dtype=margin.dtype, device=margin.device) / len(margin)).expand_as(margin)
-    at_label = softplus_backward(of_mean, margin, 1, THRESHOLD)
+    at_label = softplus_backward(margin.new_full((), 1 / len(margin)), margin, 1, THRESHOLD)
     # Written at the labels, where all other logits may be −∞ and p not a number; from 0, so that it is never −0.
     slope = (masked - others).exp_().mul_(at_label).scatter_(1, label, 0.0 - at_label)
     return loss, slope
+
+
+def _logsumexp(x: Tensor) -> Tensor:
+    """``x.logsumexp(1, keepdim=True)`` with its bits, in six operations instead of ten; shape (b, 1)."""
+    finite = torch.finfo(x.dtype)
+    largest = x.amax(1, keepdim=True).clamp_(finite.min, finite.max)  # ±∞ − ±∞ would be no number
+    return (x - largest).exp_().sum(1, keepdim=True).log_().add_(largest)
 
 
 def softmax_hessian_product(logits: Tensor, vector: Tensor) -> Tensor:
