@@ -1,4 +1,4 @@
-"""Tables in docs/benchmarks.md, each between its own markers."""
+"""Tables in docs/benchmarks.md and other pages, each between its own markers."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 
 
-def replace_section(name: str, text: str) -> None:
+def replace_section(name: str, text: str, page: Path = PAGE) -> None:
     """Put the text between ``<!-- name -->`` and the next ``<!-- end -->``; the page must have them."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition("<!-- end -->\n")
     if not end:
-        raise SystemExit(f"{PAGE}: has no section '{name}' (<!-- {name} --> … <!-- end -->)")
-    PAGE.write_text(f"{before}<!-- {name} -->\n{text}\n{end}{after}", encoding="utf-8")
+        raise SystemExit(f"{page}: has no section '{name}' (<!-- {name} --> … <!-- end -->)")
+    page.write_text(f"{before}<!-- {name} -->\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
