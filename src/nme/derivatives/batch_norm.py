@@ -14,6 +14,8 @@ Both maps are linear and adjoint to each other, and both are differentiated in x
 ⟨ȳ, ẏ⟩ = ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ + ḃ Σ ȳ (``_Curved``). Double backward and the gradient of Jv need nothing more.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -111,8 +113,13 @@ class _Backward(Function):
     def backward(ctx: Any, x1: Tensor, w1: Tensor, b1: Tensor) -> tuple[Tensor | None, ...]:
         y, x, weight, mean, scale, *sums = ctx.saved_tensors
         needed = needed_gradients(ctx.needs_input_grad)
-        tangent, curved = (_Tangent.apply, _Curved.apply) if torch.is_grad_enabled() else (_tangent, _curved)
-        to_y = tangent(x1, w1, b1, x, weight, mean, scale) if needed[0] else None
+        if torch.is_grad_enabled():
+            to_y = _Tangent.apply(x1, w1, b1, x, weight, mean, scale) if needed[0] else None
+            curved: Callable[..., Any] = _Curved.apply
+        else:  # both take the same sums
+            pulled = _pull(x1, x, weight, mean, scale)
+            to_y = _along(pulled[0], w1, b1, x, mean, scale) if needed[0] else None
+            curved = partial(_curved, x1_sums=pulled[1:])
         if not any(needed[1:3]):
             return to_y, None, None, None, None
         return to_y, *curved(y, sums[0], sums[1], x1, w1, x, weight, mean, scale), None, None
@@ -143,7 +150,7 @@ class _Curved(Function):
     """Derivative of ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ in x and in w; not differentiable again."""
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *tensors: Any) -> tuple[Tensor, Tensor]:
         return _curved(*tensors)
 
     @staticmethod
@@ -157,6 +164,11 @@ class _Curved(Function):
 def _tangent(x1: Tensor, w1: Tensor, b1: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """ẏ of ẋ, ẇ and ḃ."""
     moved, *_ = _pull(x1, x, weight, mean, scale)
+    return _along(moved, w1, b1, x, mean, scale)
+
+
+def _along(moved: Tensor, w1: Tensor, b1: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """ẏ of w P(ẋ), ẇ and ḃ."""
     return _sum(x, (moved, None), (x, w1 * scale), (None, b1 - w1 * scale * mean))
 
 
@@ -170,8 +182,9 @@ def _curved(
     weight: Tensor,
     mean: Tensor,
     scale: Tensor,
+    x1_sums: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Derivative of ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ in x and in w.
+    """Derivative of ⟨ȳ, w P(ẋ)⟩ + ẇ Σ ȳ x̂ in x and in w; ``x1_sums`` are Σ ẋ x̂ and Σ ẋ, if known.
 
     With means m over the channel, a = mean(ȳ x̂), a' = mean(ẋ x̂) and C = mean(ȳ ẋ) − m(ȳ) m(ẋ):
 
@@ -180,7 +193,7 @@ def _curved(
     """
     n = x.numel() / x.shape[1]
     a, y_mean = y_times_normal / n, y_sum / n
-    x1_times_normal, x1_sum = _sums(x1, x, weight, mean, scale)
+    x1_times_normal, x1_sum = _sums(x1, x, weight, mean, scale) if x1_sums is None else x1_sums
     a1, x1_mean = x1_times_normal / n, x1_sum / n
     # The kernel's Σ ȳ (x − mean) r, with ẋ for x, mean 0 and r = 1: a product and its sums in one pass.
     products, _ = _sums(y, x1, weight, torch.zeros_like(mean), torch.ones_like(mean))
