@@ -5,7 +5,7 @@ See docs/is-my-number-right.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from nme.curvature import rounding
 from nme.curvature.batches import cast
-from nme.curvature.graphs import dtypes, leaves, nodes
 from nme.curvature.linearised import Linearised
 from nme.curvature.network import Network, brief
+from nme.derivatives.graphs import dtypes, leaves, nodes, refuse_once_differentiable
 from nme.derivatives.losses import AnyLoss, BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
 from nme.errors import NmeError
 
@@ -55,21 +55,8 @@ def loss_of_output_alone(network: Network, loss: Loss, linearised: Linearised) -
                 " function of output and target; the Hessian of weight decay, λI for λ/2 ‖θ‖², is added afterwards)"
             )
     if isinstance(loss, AnyLoss) and value.requires_grad:
-        twice_differentiable("loss", torch.autograd.grad(value, [z], create_graph=True, materialize_grads=True))
-
-
-def twice_differentiable(name: str, gradients: Iterable[Tensor]) -> None:
-    """Raise if a backward pass cannot be differentiated: autograd would skip it, since no variable lies behind it.
-
-    Args:
-        name: of what was differentiated.
-        gradients: with their graph.
-
-    Raises:
-        NmeError: there is one.
-    """
-    if any(node.name() == "torch::autograd::Error" for node in nodes(gradients)):
-        raise NmeError(f"an autograd Function of the {name} is once_differentiable: it has no second derivative")
+        slopes = torch.autograd.grad(value, [z], create_graph=True, materialize_grads=True)
+        refuse_once_differentiable(slopes, "loss")
 
 
 def hidden_weights(network: Network, output: Tensor, plain: Tensor) -> None:

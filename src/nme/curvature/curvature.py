@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from nme.curvature import checks, rounding
 from nme.curvature.batches import Batches, arguments, cast, constant, has_independent_examples
 from nme.curvature.finite_differences import derivative_of_gradient
-from nme.curvature.graphs import dtypes
 from nme.curvature.linearised import Linearised
 from nme.curvature.network import Forward, Network
 from nme.curvature.state import undisturbed
 from nme.curvature.surroundings import steady
 from nme.derivatives.any_loss import AnyLoss, SeveralBatches
+from nme.derivatives.graphs import dtypes, refuse_once_differentiable
 from nme.derivatives.losses import Loss, loss_of
 from nme.errors import NmeError
 
@@ -226,7 +226,7 @@ class Curvature:
             checks.same_as_plain(
                 self.network, self.loss, self._given, batch, linearised, lambda dtype: self._gradients_in(dtype, batch)
             )
-            checks.twice_differentiable("model", linearised.w)
+            refuse_once_differentiable(linearised.w)
 
         before, self._unchecked = self._unchecked, False
         try:

@@ -62,14 +62,17 @@ class AnyLoss(Loss):
         return r
 
     def is_linear(self, output: Tensor, target: Tensor) -> bool:
-        """True for ``NLLLoss`` and its function, which take log-probabilities."""
-        return isinstance(self.function, nn.NLLLoss) or self.function is functional.nll_loss
+        """True if ∂L/∂z is constant, as for ``NLLLoss``, which takes log-probabilities."""
+        if isinstance(self.function, nn.NLLLoss) or self.function is functional.nll_loss:
+            return True
+        return not self.residual(output.detach(), target).requires_grad
 
     def hessian_product(self, output: Tensor, target: Tensor, vector: Tensor) -> Tensor:
         """(∇²_z L) v in the shape of z; by autograd, differentiable in z and v if z or v requires a gradient."""
         further = torch.is_grad_enabled() and (output.requires_grad or vector.requires_grad)
         with torch.enable_grad():
-            z = output if output.requires_grad else output.detach().requires_grad_()
+            # A view: ``vector`` may depend on the output itself, by a last layer that has saved it.
+            z = output.view_as(output) if output.requires_grad else output.detach().requires_grad_()
             r = self.residual(z, target)
             if not r.requires_grad:
                 return torch.zeros_like(vector)

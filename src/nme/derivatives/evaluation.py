@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nme.derivatives.any_loss import AnyLoss
 from nme.derivatives.attention import plain_attention
 from nme.derivatives.elementary import ElementaryLayerNorm
+from nme.derivatives.loss import Loss
+from nme.derivatives.nested import mapped
+from nme.derivatives.repeating import Attributes, Draws, Writes
 from nme.errors import NmeError
 
-CPU = torch.device("cpu")
-RandomStates = list[tuple[torch.device, Tensor]]
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
 
 
@@ -23,12 +25,14 @@ class Facts(NamedTuple):
 
     Attributes:
         parameters: those with ``requires_grad``, in the model's order; at least one.
+        modules: all of the model.
         owners: modules with buffers that a pass may change, but for batch norm.
         batch_norms: layers that update running statistics.
         recurrent: True if a layer is recurrent.
     """
 
     parameters: list[nn.Parameter]
+    modules: list[nn.Module]
     owners: list[nn.Module]
     batch_norms: list[nn.modules.batchnorm._BatchNorm]
     recurrent: bool
@@ -42,9 +46,9 @@ class Facts(NamedTuple):
 class Evaluation:
     """Outputs and targets of one part of a batch, in one training step (docs/theory.md, §4.2).
 
-    The first pass draws random numbers and updates buffers as usual. Each further pass draws the same random numbers,
-    starts from the same buffers and leaves generators and buffers as they were before it. Batch norm's running
-    statistics are frozen by ``frozen_statistics``.
+    The first pass draws random numbers and updates buffers and attributes as usual. Each further pass draws the same
+    numbers, starts from the same buffers and attributes, and leaves all as they were before it; it is refused if the
+    first one wrote into what cannot be restored. Batch norm's running statistics are frozen by ``frozen_statistics``.
 
     Args:
         forward: called as ``forward(model, batch)``, returns output and target; None: ``model(inputs)``, where a
@@ -52,11 +56,17 @@ class Evaluation:
         autocast: dtype of ``torch.autocast`` in forward passes; None: no autocast. Outputs are then at least float32.
         order: highest derivative that the training method takes: 1, 2 or 3.
         facts: of the model, found once per step.
+        inspect: look through the graphs for what derivatives would miss.
     """
 
-    def __init__(self, forward: Forward | None, autocast: torch.dtype | None, order: int, facts: Facts):
-        self.forward, self.autocast, self.order, self.facts = forward, autocast, order, facts
-        self._states: RandomStates | None = None
+    def __init__(
+        self, forward: Forward | None, autocast: torch.dtype | None, order: int, facts: Facts, inspect: bool = True
+    ):
+        self.forward, self.autocast, self.order, self.facts, self.inspect = forward, autocast, order, facts, inspect
+        self._draws: Draws | None = None
+        self._drew, self._drew_others = False, False
+        self._written, self._loss_problem = "", ""
+        self._attributes = Attributes([])
         # Those that the first pass changed or replaced, and their values before.
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
 
@@ -66,10 +76,10 @@ class Evaluation:
         Raises:
             NmeError: the output is not a floating-point tensor, or ``forward`` does not return a pair.
         """
-        if self._states is None:
+        if self._draws is None:
             output, target = self._first(model, inputs, target)
         else:
-            output, target = self._again(self._states, model, inputs, target)
+            output, target = self._again(self._draws, model, inputs, target)
         if not isinstance(output, Tensor) or not output.is_floating_point():
             kind = f"a tensor of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
             raise NmeError(f"the model's output is {kind} (expected a floating-point tensor; choose one by forward=)")
@@ -79,7 +89,7 @@ class Evaluation:
 
     def is_plain(self, model: nn.Module) -> bool:
         """True if the output is ``model(inputs)`` without autocast, random numbers and changing buffers."""
-        if self.forward is not None or self.autocast is not None or self._buffers:
+        if self.forward is not None or self.autocast is not None or self._buffers or self._drew or self._drew_others:
             return False
         return not any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p for m in model.modules())
 
@@ -116,43 +126,84 @@ class Evaluation:
                     stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             yield
 
+    def loss(self, loss: Loss, output: Tensor, target: Any) -> Tensor:
+        """L, a scalar with its graph.
+
+        Raises:
+            NmeError: a loss without a closed form is computed again, but has drawn random numbers or changed a buffer.
+        """
+        if not isinstance(loss, AnyLoss):
+            return loss.value(output, target)
+        self.refuse_unrepeatable_loss()
+        before = Draws(self.facts.device)
+        module = loss.function if isinstance(loss.function, nn.Module) else None
+        written = Writes([] if module is None else module.named_buffers())
+        value = loss.value(output, target)
+        after = Draws(self.facts.device)
+        if not (before.torch_same(after) and before.others_same(after)):
+            self._loss_problem = "the loss draws random numbers"
+        elif written.found():
+            self._loss_problem = f"the loss changes its buffer '{written.found()}'"
+        return value
+
+    def refuse_unrepeatable_loss(self) -> None:
+        """Raise if the loss has given a value that another evaluation would not give.
+
+        Raises:
+            NmeError: see ``loss``.
+        """
+        if self._loss_problem:
+            raise NmeError(
+                f"{self._loss_problem}, but the method evaluates it several times (expected: in forward=, or between"
+                " steps)"
+            )
+
     def _first(self, model: nn.Module, inputs: Any, target: Any) -> tuple[Any, Any]:
-        device = self.facts.device
-        self._states = [(kind, _random_state(kind)) for kind in ((CPU,) if device.type == "cpu" else (CPU, device))]
-        owned = [(m, name, b) for m in self.facts.owners for name, b in m._buffers.items() if b is not None]
+        facts = self.facts
+        self._draws = Draws(facts.device)
+        owned = [(m, name, b) for m in facts.owners for name, b in m._buffers.items() if b is not None]
         for _, name, buffer in owned:
             if buffer.is_inference():
                 raise NmeError(f"buffer '{name}' was made in inference mode (build the model outside of it)")
         before = [(m, name, b, b._version, b.clone()) for m, name, b in owned]
+        self._attributes = Attributes(facts.modules)
+        writes = Writes([*_inputs(inputs), *self._attributes.tensors(), *_parameters(facts.modules)])
         found = self._run(model, inputs, target)
         self._buffers = [(m, n, v) for m, n, b, version, v in before if m._buffers[n] is not b or b._version != version]
+        self._attributes.note()
+        self._written = writes.found()
+        after = Draws(facts.device)
+        self._drew, self._drew_others = not self._draws.torch_same(after), not self._draws.others_same(after)
         return found
 
-    def _again(self, states: RandomStates, model: nn.Module, inputs: Any, target: Any) -> tuple[Any, Any]:
-        own = [(device, _random_state(device)) for device, _ in states]
+    def _again(self, draws: Draws, model: nn.Module, inputs: Any, target: Any) -> tuple[Any, Any]:
+        if self._written:
+            raise NmeError(
+                f"the forward pass writes into {self._written}, but the method needs a second pass from the same state"
+                " (expected: a copy, a buffer, or an update between steps)"
+            )
+        own = Draws(self.facts.device)
         after = [module._buffers[name] for module, name, _ in self._buffers]
         try:
-            for device, state in states:
-                _set_random_state(device, state)
+            draws.restore(self._drew_others)
             for module, name, before in self._buffers:  # others: the graph of the first pass may have saved its own
                 module._buffers[name] = before.clone()
-            return self._run(model, inputs, target)
+            with self._attributes.as_before():
+                return self._run(model, inputs, target)
         finally:
-            for device, state in own:
-                _set_random_state(device, state)
+            own.restore(self._drew_others)
             for (module, name, _), buffer in zip(self._buffers, after, strict=True):
                 module._buffers[name] = buffer
 
 
-def _random_state(device: torch.device) -> Tensor:
-    if device.type == "cpu":
-        return torch.default_generator.get_state()
-    state: Tensor = torch.get_device_module(device).get_rng_state(device)
-    return state
+def _inputs(inputs: Any) -> list[tuple[str, Tensor]]:
+    found: list[tuple[str, Tensor]] = []
+    mapped(inputs, lambda leaf: found.append(("its inputs", leaf)) if isinstance(leaf, Tensor) else None)
+    return found
 
 
-def _set_random_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cpu":
-        torch.default_generator.set_state(state)
-    else:
-        torch.get_device_module(device).set_rng_state(state, device)
+def _parameters(modules: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    for module in modules:
+        for name, p in module._parameters.items():
+            if p is not None:
+                yield f"parameter '{name}' of {type(module).__name__}", p

@@ -22,7 +22,6 @@ from nme.derivatives.any_loss import SeveralBatches
 from nme.derivatives.batch import Batch, MicroBatches
 from nme.derivatives.combining import AnyBatch, anywhere, mean, mean_over_parts, weighted_mean
 from nme.derivatives.elementary import elementary_batch_norm
-from nme.derivatives.losses import Loss
 from nme.derivatives.running_statistics import RunningStatistics, frozen_statistics
 from nme.derivatives.single_pass import Jacobian, Keep, is_wrong_at_third_order, pairing, single_pass
 from nme.errors import NmeError
@@ -183,7 +182,7 @@ def gauss_newton_product(model: nn.Module, batch: AnyBatch, clean: Gradient, vec
     def of_part(part: Batch) -> list[Tensor]:
         jacobian = _jacobian(model, part, clean)
         jv = jacobian.along(vector)
-        _refuse_linear(part.loss, jacobian)
+        _refuse_linear(part, jacobian)
         pulled = part.loss.hessian_product(jacobian.logits.detach(), jacobian.target, jv)
         return list(torch.autograd.grad((jacobian.logits * pulled).sum(), clean.parameters, materialize_grads=True))
 
@@ -209,7 +208,7 @@ def gauss_newton_form_gradient(
         jacobian = _jacobian(model, part, clean)
         z, target, loss = jacobian.logits, jacobian.target, part.loss
         ju = jacobian.along(vector, keep_graph=True)
-        _refuse_linear(loss, jacobian)
+        _refuse_linear(part, jacobian)
         form = (ju * loss.summed_hessian_product(z, target, ju)).sum() / loss.divisor(z, target)
         return list(torch.autograd.grad(form, clean.parameters, retain_graph=True, materialize_grads=True))
 
@@ -227,7 +226,10 @@ def _jacobian(model: nn.Module, part: Batch, clean: Gradient) -> Jacobian:
     return jacobian
 
 
-def _refuse_linear(loss: Loss, jacobian: Jacobian) -> None:
+def _refuse_linear(part: Batch, jacobian: Jacobian) -> None:
+    loss = part.loss
+    if part.evaluation is not None:
+        part.evaluation.refuse_unrepeatable_loss()
     if loss.is_linear(jacobian.logits, jacobian.target):
         raise NmeError(
             "the loss is linear in the model's output, so G is 0 (log_softmax? return logits; CrossEntropyLoss)"

@@ -9,7 +9,8 @@ from torch.autograd import Function
 
 from nme.derivatives.batch import Batch
 from nme.derivatives.elementary import elementary_batch_norm, has_wrong_third_derivative
-from nme.derivatives.losses import AnyLoss
+from nme.derivatives.graphs import refuse_foreign_parameters, refuse_once_differentiable, refuse_wrong_derivatives
+from nme.derivatives.losses import AnyLoss, Loss
 from nme.derivatives.modes import cotangents_only, differentiated_twice
 from nme.derivatives.running_statistics import frozen_statistics, held_buffers
 from nme.errors import NmeError
@@ -89,6 +90,11 @@ def evaluated(model: nn.Module, part: Batch) -> tuple[Tensor, Any]:
     return part.evaluation(model, part.inputs, part.labels)
 
 
+def loss_value(part: Batch, loss: Loss, z: Tensor, target: Any) -> Tensor:
+    """L of one part, a scalar with its graph."""
+    return loss.value(z, target) if part.evaluation is None else part.evaluation.loss(loss, z, target)
+
+
 class Keep(NamedTuple):
     """Which graphs a pass keeps: that of g, that of the logits, J."""
 
@@ -139,9 +145,13 @@ def single_pass(
     output = z.detach()
     # Differentiated only once, a loss with a closed form needs no graph of its own.
     closed = part.loss.value_and_slope(output, target) if z.requires_grad and not plain.graph else None
-    loss = part.loss.value(z, target) if closed is None else closed[0]
+    loss = loss_value(part, part.loss, z, target) if closed is None else closed[0]
     if closed is None and not loss.requires_grad:
         raise NmeError("the loss does not depend on a parameter with requires_grad=True")
+    inspected = part.evaluation if part.evaluation is not None and part.evaluation.inspect else None
+    if inspected is not None:
+        refuse_foreign_parameters(z if closed else loss, inspected.facts.parameters)
+        refuse_wrong_derivatives(z, inspected.order)
     kept: dict[str, Any] = {"kept_logits": z} if plain.logits else {}
     with held_buffers(None if part.evaluation is None else part.evaluation.facts):
         if plain.jacobian:
@@ -159,6 +169,8 @@ def single_pass(
         found = torch.autograd.grad(
             scalar, parameters, grad_outputs=slope, retain_graph=retain, create_graph=create, allow_unused=True
         )
+    if inspected is not None and create:
+        refuse_once_differentiable([g for g in found if g is not None])
     used = [g is not None for g in found]
     gradient = list(found)
     if not all(used):
@@ -191,6 +203,8 @@ def _cotangent(part: Batch, z: Tensor, target: Any, loss: Tensor, parameters: li
             if any(slope is not None for slope in slopes):
                 raise NmeError("the target depends on parameters (expected a constant: target.detach())")
         return torch.autograd.grad(loss, z)[0]
+    if part.evaluation is not None:
+        part.evaluation.refuse_unrepeatable_loss()
     leaf = z.detach().requires_grad_()
     w, *others = torch.autograd.grad(part.loss.value(leaf, target), [leaf, *parameters], allow_unused=True)
     if any(other is not None for other in others):

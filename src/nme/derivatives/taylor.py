@@ -30,6 +30,7 @@ from nme.derivatives.convolutions import Conv1d, Conv2d
 from nme.derivatives.cross_entropy import softmax_hessian_product
 from nme.derivatives.double_backward import quadratic_form_by_double_backward
 from nme.derivatives.losses import AnyLoss, Loss
+from nme.derivatives.repeating import Draws
 from nme.derivatives.single_pass import logits_of
 
 RULES: dict[type[nn.Module], Callable[..., Any]] = {}
@@ -137,12 +138,16 @@ def quadratic_form(model: nn.Module, batch: Batch, vector: list[Tensor], loss: L
         loss = batch.loss
     plain = batch.evaluation is None or (batch.evaluation.is_plain(model) and isinstance(batch.inputs, Tensor))
     # A function of the user's may depend on parameters directly.
+    draws = None if batch.evaluation is None else Draws(parameters[0].device)
     if plain and not isinstance(loss, AnyLoss) and all(_has_rule(layer) for layer in model.modules()):
         try:
             with _taylor_layers(model, {id(p): u for p, u in zip(parameters, vector, strict=True)}):
                 z = _output(model, batch.inputs)
         except (NoRuleError, TypeError):  # an operator between layers that Taylor values do not have
             z = None
+    if draws is not None and not draws.torch_same(Draws(parameters[0].device)):  # others than in the clean pass
+        draws.restore(others=False)
+        z = None
     if not isinstance(z, Taylor):
         return quadratic_form_by_double_backward(model, batch, parameters, vector, loss)
     if z.first is None:
@@ -175,17 +180,26 @@ def _has_rule(layer: nn.Module) -> bool:
 
 @contextmanager
 def _taylor_layers(model: nn.Module, directions: dict[int, Tensor]) -> Iterator[None]:
-    """Inside, the layers take and give Taylor values, for parameters p + t · directions[id(p)]."""
-    replaced = []
+    """Inside, the layers take and give Taylor values, for parameters p + t · directions[id(p)].
+
+    What the model sets as its attributes is undone.
+    """
+    before = [(layer, dict(vars(layer))) for layer in model.modules()]
+
+    def along(p: Tensor) -> Taylor:
+        if not torch.is_grad_enabled():  # autograd would take the values as constants
+            raise NoRuleError("a layer without gradient")
+        return Taylor(p, directions.get(id(p)))
+
     try:
-        for layer in model.modules():
+        for layer, _ in before:
             if type(layer) in RULES:
-                layer.forward = partial(RULES[type(layer)], layer, lambda p: Taylor(p, directions.get(id(p))))
-                replaced.append(layer)
+                layer.forward = partial(RULES[type(layer)], layer, along)
         yield
     finally:
-        for layer in replaced:
-            del layer.forward
+        for layer, attributes in before:
+            vars(layer).clear()
+            vars(layer).update(attributes)
 
 
 def rule(*kinds: type[nn.Module]) -> Callable[..., Any]:

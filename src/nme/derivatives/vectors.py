@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nme.errors import NmeError
 from nme.runtime.transfer import send
 
 
@@ -43,6 +44,7 @@ def _same_memory_order(a: Tensor, b: Tensor) -> bool:
 
 def rademacher(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tensor]:
     """Draw a probe u with independent entries ±1 for each parameter; E u uᵀ = I. Each random bit is used."""
+    _refuse_complex(parameters)
     count = sum(p.numel() for p in parameters)
     octets = torch.randint(256, (-(-count // 8),), generator=stream, dtype=torch.uint8)
     if parameters[0].device.type == "cpu":
@@ -60,8 +62,14 @@ def unpacked(octets: Tensor) -> Tensor:
 
 def normal(parameters: list[nn.Parameter], stream: torch.Generator) -> list[Tensor]:
     """Draw a probe ε ~ N(0, I)."""
+    _refuse_complex(parameters)
     entries = torch.randn(sum(p.numel() for p in parameters), generator=stream)
     return _shaped(parameters, send(entries, parameters[0].device))
+
+
+def _refuse_complex(parameters: list[nn.Parameter]) -> None:
+    if any(p.is_complex() for p in parameters):
+        raise NmeError("parameters are complex, and probes are real (expected: real parameters, torch.view_as_complex)")
 
 
 def _shaped(parameters: list[nn.Parameter], entries: Tensor) -> list[Tensor]:

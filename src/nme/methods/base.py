@@ -153,12 +153,13 @@ class Method(Named):
         noise: torch.Generator | None,
         pieces: bool = False,
     ) -> Update:
-        from nme.methods.steps import added_to_grad, plain_mode, prepared
+        from nme.methods.steps import added_to_grad, inspected, plain_mode, prepared
 
         network, batch, parameters, autocast = prepared(model, loss, batches, forward, self.order, pieces)
         strength = self._strengths(parameters)
         with plain_mode(network, autocast, self.order):
             step = self.update(network, batch, strength, noise or self.generator)
+        inspected(network, self.order, loss)
         added_to_grad(parameters, step)
         return step
 
@@ -167,7 +168,7 @@ class Method(Named):
             return 0.0
         if self.strength is None:
             raise NmeError(f"strength of {type(self).__name__} is not given (expected a number ≥ 0)")
-        if isinstance(self.strength, Iterable) and not isinstance(self.strength, str):
+        if isinstance(self.strength, Iterable) and not isinstance(self.strength, str) and not _is_array(self.strength):
             found: dict[int, float] = {}
             for group in self.strength:
                 if "strength" not in group:
@@ -183,10 +184,15 @@ class Method(Named):
         return _number(self.strength)
 
 
+def _is_array(strength: Any) -> bool:
+    """True for tensors and NumPy's arrays, which are numbers and not groups."""
+    return hasattr(strength, "ndim")
+
+
 def _number(strength: Any) -> float:
     try:
         value = float(strength)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         value = -1.0
     if not 0 <= value < float("inf"):
         raise NmeError(f"strength is {strength!r} (expected a number ≥ 0)")

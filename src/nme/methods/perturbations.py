@@ -46,6 +46,8 @@ class Sam(Method):
         with displaced(parameters, ascent, reuse=True), frozen_statistics(model):
             del ascent
             uphill = batch_gradient(model, batch)
+        if used is not None and uphill.used is not None:  # routing may take other parameters there
+            used = [here or there for here, there in zip(used, uphill.used, strict=True)]
         return Update(uphill.gradient, loss, output, size, used)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from nme.derivatives import batch_norm
 from nme.derivatives.batch import Batch, MicroBatches
 from nme.derivatives.combining import AnyBatch
 from nme.derivatives.evaluation import Evaluation, Facts, Forward
@@ -25,7 +27,17 @@ from nme.methods.result import Update
 # As a parametrisation, and as a hook.
 WEIGHT_NORMS = (_WeightNorm, WeightNorm)
 
+# Of batch norm whose running statistics can be frozen; a subclass with its own may do anything.
+STOCK_FORWARDS: set[object] = {
+    kind.forward
+    for kind in (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm, batch_norm.BatchNorm1d, batch_norm.BatchNorm2d)
+}
+
 Prepared = tuple[nn.Module, AnyBatch, list[nn.Parameter], "torch.dtype | None"]
+
+
+# The order and the loss that each model's graphs have been inspected for.
+_inspected: dict[int, tuple[ref[nn.Module], int, int]] = {}
 
 
 def prepared(
@@ -59,9 +71,17 @@ def prepared(
         raise NmeError("there are no micro-batches (expected one or more)")
     if isinstance(batches[0], Batch):
         return model, batches[0]._replace(loss=found), parameters, None
-    parts = [_part(batch, found, Evaluation(forward, autocast, order, facts)) for batch in batches]
+    known = _inspected.get(id(model))
+    inspect = known is None or known[0]() is not model or known[1:] != (order, id(loss))
+    parts = [_part(batch, found, Evaluation(forward, autocast, order, facts, inspect)) for batch in batches]
     whole = parts[0] if group is None and not pieces else MicroBatches(parts, group)
     return model, whole, parameters, autocast
+
+
+def inspected(model: nn.Module, order: int, loss: object) -> None:
+    """Remember that a step with this model and loss has been right: the next one is not inspected."""
+    key = id(model)
+    _inspected[key] = ref(model, lambda _: _inspected.pop(key, None)), order, id(loss)
 
 
 def _part(batch: Any, loss: Loss, evaluation: Evaluation) -> Batch:
@@ -79,7 +99,7 @@ def _checked(modules: list[nn.Module], parameters: list[nn.Parameter], order: in
     recurrent = False
     for module in modules:
         if order > 1:
-            _check_twice_differentiable(module)
+            _check_differentiable(module, order)
         kind: type = type(module)
         if not _is_special(kind):
             if module._buffers:
@@ -88,7 +108,7 @@ def _checked(modules: list[nn.Module], parameters: list[nn.Parameter], order: in
         if isinstance(module, DataParallel | DistributedDataParallel) or _kind(module) == "FullyShardedDataParallel":
             found = f"{_kind(module)} is not supported"
             raise NmeError(f"{found} (expected a plain model, or the whole model in DistributedDataParallel)")
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and _can_be_frozen(module):
             if distributed and isinstance(module, nn.SyncBatchNorm) and module.training:
                 raise NmeError("SyncBatchNorm in train mode is not supported (expected another batch norm, or none)")
             if module.training and module.track_running_stats:
@@ -101,15 +121,23 @@ def _checked(modules: list[nn.Module], parameters: list[nn.Parameter], order: in
             owners.append(module)
     if any(type(p) is not nn.Parameter and hasattr(p, "device_mesh") for p in parameters):
         raise NmeError("sharded parameters (FSDP, DTensor) are not supported (expected DistributedDataParallel)")
-    return Facts(parameters, owners, batch_norms, recurrent)
+    if any(p.dtype == torch.float16 for p in parameters):
+        raise NmeError("parameters are float16, whose gradients underflow (expected float32 or bfloat16)")
+    return Facts(parameters, modules, owners, batch_norms, recurrent)
 
 
-def _check_twice_differentiable(module: nn.Module) -> None:
+def _check_differentiable(module: nn.Module, order: int) -> None:
+    if order > 2 and isinstance(module, torch.jit.ScriptModule):
+        raise NmeError("third derivatives of a scripted model may be wrong in PyTorch (expected: the eager model)")
     if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
         raise NmeError("a compiled model has no second derivative (give the model that was compiled)")
     hooks = module._forward_pre_hooks
     if isinstance(module, WEIGHT_NORMS) or (hooks and any(isinstance(h, WEIGHT_NORMS) for h in hooks.values())):
         raise NmeError("weight_norm has wrong second derivatives in PyTorch (remove it: remove_parametrizations)")
+
+
+def _can_be_frozen(module: nn.modules.batchnorm._BatchNorm) -> bool:
+    return type(module).forward in STOCK_FORWARDS and "forward" not in vars(module)
 
 
 @lru_cache(maxsize=1024)  # bounded: parametrizations make a type for each layer

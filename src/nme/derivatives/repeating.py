@@ -1,0 +1,115 @@
+"""What a pass changes beside its output, so that a further pass of the step can repeat it exactly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+CPU = torch.device("cpu")
+ABSENT = object()
+
+
+class Draws:
+    """The states of the random generators that a model may draw from: PyTorch's, Python's and NumPy's own ones."""
+
+    def __init__(self, device: torch.device):
+        self.devices = (CPU,) if device.type == "cpu" else (CPU, device)
+        self.states = [_state(kind) for kind in self.devices]
+        self.python, self.numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
+
+    def torch_same(self, other: Draws) -> bool:
+        """True if nothing was drawn from PyTorch's generators in between."""
+        return all(map(torch.equal, self.states, other.states))
+
+    def others_same(self, other: Draws) -> bool:
+        """True if nothing was drawn from Python's and NumPy's generators in between."""
+        mine, its = self.numpy["state"], other.numpy["state"]
+        moved = mine["pos"] != its["pos"] or not np.array_equal(mine["key"], its["key"])
+        return self.python == other.python and not moved
+
+    def restore(self, others: bool = True) -> None:
+        """Set the generators to these states; Python's and NumPy's only with ``others``."""
+        for device, state in zip(self.devices, self.states, strict=True):
+            if device.type == "cpu":
+                torch.default_generator.set_state(state)
+            else:
+                torch.get_device_module(device).set_rng_state(state, device)
+        if others:
+            random.setstate(self.python)
+            np.random.set_state(self.numpy)  # noqa: NPY002
+
+
+def _state(device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return torch.default_generator.get_state()
+    state: Tensor = torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
+class Attributes:
+    """Attributes of modules before and after a pass, such as counters and recurrent states.
+
+    Args:
+        modules: all modules of the model; entered before the pass.
+    """
+
+    def __init__(self, modules: list[nn.Module]):
+        self._before = [(module, dict(vars(module))) for module in modules]
+        self._changed: list[tuple[nn.Module, str, Any, Any]] = []
+
+    def note(self) -> None:
+        """See what the pass has set; called after it."""
+        for module, before in self._before:
+            now = vars(module)
+            if len(now) == len(before) and all(now.get(key, ABSENT) is value for key, value in before.items()):
+                continue
+            for key in {**before, **now}:
+                old, new = before.get(key, ABSENT), now.get(key, ABSENT)
+                if old is not new:
+                    self._changed.append((module, key, old, new))
+        self._before = []
+
+    @contextmanager
+    def as_before(self) -> Iterator[None]:
+        """Inside, attributes are as before the pass; then as after it."""
+        for module, key, old, _ in self._changed:
+            _set(module, key, old)
+        try:
+            yield
+        finally:
+            for module, key, _, new in self._changed:
+                _set(module, key, new)
+
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """Tensors among the attributes before the pass, with a description."""
+        return [
+            (f"attribute '{key}' of {type(module).__name__}", value)
+            for module, own in self._before
+            for key, value in own.items()
+            if isinstance(value, Tensor)
+        ]
+
+
+def _set(module: nn.Module, key: str, value: Any) -> None:
+    own = vars(module)
+    if value is ABSENT:
+        own.pop(key, None)
+    else:
+        own[key] = value
+
+
+class Writes:
+    """Finds tensors that a pass writes into, which a further pass would not see as they were."""
+
+    def __init__(self, named: Iterable[tuple[str, Tensor]]):
+        self._versions = [(name, t, t._version) for name, t in named if not t.is_inference()]
+
+    def found(self) -> str:
+        """What the first one is; empty: none."""
+        return next((name for name, tensor, version in self._versions if tensor._version != version), "")
