@@ -83,3 +83,13 @@ def test_without_pandas_there_is_one_sentence(monkeypatch):
 def test_numbers_below_1_are_refused(wrong):
     with pytest.raises(NmeError, match="is 0"):
         CurvatureRecorder(nn.Linear(1, 1), nn.MSELoss(), [], **wrong)
+
+
+def test_the_trainings_random_numbers_stay_what_they_were():
+    """An iterator of a ``DataLoader`` draws a seed, also without shuffling."""
+    data = torch.utils.data.TensorDataset(torch.randn(6, 5), torch.randint(3, (6,)))
+    loader = torch.utils.data.DataLoader(data, batch_size=3)
+    recorder = CurvatureRecorder(nn.Linear(5, 3), nn.CrossEntropyLoss(), loader, probes=1)
+    before = torch.get_rng_state()
+    recorder.step()
+    assert torch.equal(torch.get_rng_state(), before)

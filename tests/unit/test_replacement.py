@@ -82,3 +82,34 @@ def test_a_torchvision_resnet_is_replaced_everywhere():
 def test_what_cannot_be_replaced_is_one_sentence(model, activation, message):
     with pytest.raises(NmeError, match=message):
         replace_activations(model, activation)
+
+
+def test_a_module_in_several_places_is_replaced_in_each():
+    shared = nn.ReLU()
+    model = nn.Sequential(nn.Linear(5, 8), shared, nn.Linear(8, 8), shared, nn.Linear(8, 3))
+    assert replace_activations(model, "gelu") == ["1", "3"]
+    assert not any(isinstance(module, nn.ReLU) for module in model.modules())
+
+
+def test_an_encoder_layer_evaluates_with_the_replaced_activation():
+    """Its fused path, in eval mode without gradients, has an activation of its own."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, activation=nn.ReLU(), batch_first=True, dropout=0)
+    model, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(2, 3, 8)
+    assert len(replace_activations(model, "gelu", inputs=x)) == 2
+    expected = model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_inputs_by_keyword_and_other_functions_are_looked_at():
+    class Clamped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, *, x):
+            return self.act(x).clamp_min(0.1)
+
+    with pytest.raises(NmeError, match="clamp_min"):
+        replace_activations(Clamped(), "gelu", inputs={"x": torch.randn(2, 3)})

@@ -16,6 +16,7 @@ from nme.curvature.network import Forward
 from nme.curvature.update_shares import diminished
 from nme.derivatives.activate import Activate
 from nme.derivatives.losses import Loss
+from nme.derivatives.repeating import Draws
 from nme.errors import NmeError
 
 
@@ -74,7 +75,14 @@ class CurvatureRecorder:
         return self.record(self.steps - 1) if due else None
 
     def record(self, step: int) -> dict[str, float]:
-        """Record the model as it is now, and return the row."""
+        """Record the model as it is now, and return the row; the training's random numbers stay what they were."""
+        draws = Draws(next(self.model.parameters(), torch.empty(0)).device)  # an iterator of a DataLoader draws one
+        try:
+            return self._recorded(step)
+        finally:
+            draws.restore()
+
+    def _recorded(self, step: int) -> dict[str, float]:
         curvature = self._curvature()
         found = traces(curvature, self.probes, torch.Generator().manual_seed(self.seed))
         row: dict[str, float] = {"step": step}

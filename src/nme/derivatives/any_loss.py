@@ -62,10 +62,16 @@ class AnyLoss(Loss):
         return r
 
     def is_linear(self, output: Tensor, target: Tensor) -> bool:
-        """True if ∂L/∂z is constant, as for ``NLLLoss``, which takes log-probabilities."""
+        """True if ∂L/∂z is the same at z and −z, as for ``NLLLoss``, which takes log-probabilities."""
         if isinstance(self.function, nn.NLLLoss) or self.function is functional.nll_loss:
             return True
-        return not self.residual(output.detach(), target).requires_grad
+        here = self.residual(output.detach(), target)
+        if not here.requires_grad:
+            return True
+        try:
+            return torch.equal(here, self.residual(-output.detach(), target)) and bool(output.any())
+        except NmeError:  # a loss of positive numbers
+            return False
 
     def hessian_product(self, output: Tensor, target: Tensor, vector: Tensor) -> Tensor:
         """(∇²_z L) v in the shape of z; by autograd, differentiable in z and v if z or v requires a gradient."""
@@ -101,7 +107,8 @@ class SeveralBatches:
 
     A mean over n examples has 1/n of an example's own residual, a sum all of it, whatever the other examples are. So
     the residual of one example is compared with its residual in a batch of this example twice, at outputs that are
-    scaled to 1, where no residual cancels. Cost: two losses, one of them of two examples, and no pass of the model.
+    scaled to 1, where no residual cancels; and in a batch of two with an example of another batch, which may weigh
+    more or less. Cost: a loss of the batch, and a few of one or two examples; no pass of the model.
 
     Args:
         loss: of each batch.
@@ -111,6 +118,7 @@ class SeveralBatches:
     def __init__(self, loss: Loss, sure: bool = False):
         self.loss, self.count, self.problem = loss, int(sure), ""
         self.shape: torch.Size | None = None
+        self.examples: list[Example] = []
 
     def add(self, output: Tensor, target: Any) -> None:
         """Take a further batch: z and its target.
@@ -122,7 +130,10 @@ class SeveralBatches:
             return
         self.count += 1
         shape = output.shape[1:]
-        self.problem = self.problem or _problem(self.loss, output.detach(), target)
+        self.problem = self.problem or _problem(self.loss, output.detach(), target, self.examples)
+        if self.loss.reduction == "mean" and output.dim() and output.numel():
+            self.examples.append(_example(output.detach(), target))
+            del self.examples[2:]
         if self.shape is not None and shape != self.shape and self.loss.reduction == "mean":
             self.problem = (
                 f"outputs of an example have shapes {tuple(self.shape)} and {tuple(shape)}, so it is not known how the"
@@ -140,8 +151,36 @@ def _apart(loss: AnyLoss) -> AnyLoss:
     return AnyLoss(deepcopy(function), loss.reduction) if stateful else loss
 
 
-def _problem(loss: AnyLoss, output: Tensor, target: Any) -> str:
-    """The reason why this is no mean (or sum) over examples, which the first dimension of the output counts."""
+Example = tuple[Tensor, Any]
+
+
+def _example(output: Tensor, target: Any) -> Example:
+    """The first example of a batch, as a batch of its own."""
+    first = torch.zeros(1, dtype=torch.int64, device=output.device)
+    return output[first], mapped(target, lambda leaf: _chosen(leaf, first, len(output)))
+
+
+def _joined(one: Example, other: Example) -> Example | None:
+    """A batch of two examples; None: they do not fit together."""
+    leaves: list[Any] = []
+    mapped(other[1], leaves.append)
+    following = iter(leaves)
+
+    def join(leaf: Any) -> Any:
+        beside = next(following)
+        return torch.cat([leaf, beside]) if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+    try:
+        return torch.cat([one[0], other[0]]), mapped(one[1], join)
+    except (RuntimeError, StopIteration, TypeError):
+        return None
+
+
+def _problem(loss: AnyLoss, output: Tensor, target: Any, others: list[Example]) -> str:
+    """The reason why this is no mean (or sum) over examples, which the first dimension of the output counts.
+
+    ``others`` are examples of batches before, which may weigh more or less, as a text with fewer tokens.
+    """
     mean = loss.reduction == "mean"
     if not output.dim():
         number = (
@@ -163,11 +202,24 @@ def _problem(loss: AnyLoss, output: Tensor, target: Any) -> str:
             return ""  # NaN are found elsewhere
         twice = among.reshape(count, -1).abs().amax(1).argmax().expand(2)
         alone = _apart(loss).residual(output[twice], mapped(target, lambda leaf: _chosen(leaf, twice, count))).detach()
+        own = _example(output, target)
+        for other in others:
+            pair = _joined(own, other)
+            if pair is None:
+                continue
+            apart = _apart(loss).residual(*own).detach()[0] / 2
+            beside = _apart(loss).residual(*pair).detach()[0]
+            finite = bool(torch.isfinite(apart).all() and torch.isfinite(beside).all())  # NaN are found elsewhere
+            if finite and not bool(((beside - apart).abs() <= _limit(apart)).all()):
+                return reason
     except NmeError:
         return reason
     among, alone = (among[twice] * count, alone * 2) if mean else (among[twice], alone)
-    limit = (1e-4 if output.dtype == torch.float32 else 1e-6) * float(among.abs().max())
-    return "" if bool(((among - alone).abs() <= limit).all()) else reason
+    return "" if bool(((among - alone).abs() <= _limit(among)).all()) else reason
+
+
+def _limit(residual: Tensor) -> float:
+    return (1e-4 if residual.dtype == torch.float32 else 1e-6) * float(residual.abs().max())
 
 
 def _chosen(leaf: Any, rows: Tensor, count: int) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nme.derivatives.any_loss import AnyLoss
 from nme.derivatives.attention import plain_attention
@@ -34,7 +35,7 @@ class Facts(NamedTuple):
     parameters: list[nn.Parameter]
     modules: list[nn.Module]
     owners: list[nn.Module]
-    batch_norms: list[nn.modules.batchnorm._BatchNorm]
+    batch_norms: list[_BatchNorm]
     recurrent: bool
 
     @property
@@ -169,7 +170,12 @@ class Evaluation:
         self._attributes = Attributes(facts.modules)
         writes = Writes([*_inputs(inputs), *self._attributes.tensors(), *_parameters(facts.modules)])
         found = self._run(model, inputs, target)
-        self._buffers = [(m, n, v) for m, n, b, version, v in before if m._buffers[n] is not b or b._version != version]
+        self._buffers = [
+            (m, name, value)
+            for m, name, buffer, version, value in before
+            # PyTorch's kernel of batch norm writes without counting a version.
+            if m._buffers[name] is not buffer or buffer._version != version or isinstance(m, _BatchNorm)
+        ]
         self._attributes.note()
         self._written = writes.found()
         after = Draws(facts.device)

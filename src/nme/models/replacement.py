@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,11 +19,21 @@ FUNCTIONS = {
     "relu": (functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
     "gelu": (functional.gelu,),
     "silu": (functional.silu,),
-    "elu": (functional.elu,),
-    "leaky_relu": (functional.leaky_relu,),
+    "elu": (functional.elu, functional.elu_),
+    "leaky_relu": (functional.leaky_relu, functional.leaky_relu_),
     "hardswish": (functional.hardswish,),
     "softplus": (functional.softplus,),
     "clamp": (torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_),
+    "clamp_min": (torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_),
+    "relu6": (functional.relu6,),
+    "threshold": (functional.threshold, torch.threshold, torch.threshold_),
+    "hardtanh": (functional.hardtanh, functional.hardtanh_),
+    "mish": (functional.mish,),
+    "selu": (functional.selu, functional.selu_, torch.selu, torch.selu_),
+    "celu": (functional.celu, functional.celu_, torch.celu, torch.celu_),
+    "rrelu": (functional.rrelu, functional.rrelu_, torch.rrelu, torch.rrelu_),
+    "prelu": (functional.prelu, torch.prelu, Tensor.prelu),
+    "glu": (functional.glu,),
 }
 NAMES = {function: name for name, functions in FUNCTIONS.items() for function in functions}
 
@@ -39,8 +49,9 @@ def replace_activations(
     Args:
         model: any module.
         activation: name with parameters, as ``gelu``, ``beta_gelu-beta=4`` or ``augmented_relu``.
-        inputs: inputs of one forward pass, in eval mode, that finds activations called as functions; None: they are
-            not looked for. A tuple gives several arguments.
+        inputs: inputs of one forward pass, in eval mode, that finds activations called as functions, such as
+            ``functional.relu``; None: they are not looked for. A tuple gives several arguments, a dict keywords. Not
+            found are those that a model computes from other functions, as x · sigmoid(x).
         kinds: exact types of the modules to replace.
 
     Returns:
@@ -55,7 +66,7 @@ def replace_activations(
     places = [
         (f"{prefix}.{name}".lstrip("."), parent, name)
         for prefix, parent in model.named_modules()
-        for name, child in parent.named_children()
+        for name, child in parent._modules.items()  # a module in several places is replaced in each
         if type(child) in chosen
     ]
     if inputs is not None:
@@ -66,6 +77,8 @@ def replace_activations(
         raise NmeError(f"the model has no module of type {named}")
     for _, parent, name in places:
         setattr(parent, name, Activate(made).train(parent.training))
+        if hasattr(parent, "activation_relu_or_gelu"):  # an encoder layer's fused path has an activation of its own
+            parent.activation_relu_or_gelu = 0
     return [name for name, _, _ in places]
 
 
@@ -83,7 +96,10 @@ def _functional_calls(model: nn.Module, inputs: Any) -> list[str]:
             return function(*arguments, **(options or {}))
 
     with _entered(model, inside), Watch(), torch.enable_grad():  # without gradients some layers take fused paths
-        model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        if isinstance(inputs, Mapping):
+            model(**inputs)
+        else:
+            model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     return list(found)
 
 
