@@ -517,3 +517,19 @@ def test_means_over_tokens_combine_only_if_there_are_equally_many(lengths):
     GradientPenalty(0.1).accumulate(model, masked_mean, pieces)
     found = grads(model)
     assert relative_error(found, stepped(GradientPenalty(0.1), model, masked_mean, (x, (labels, mask)))) < 1e-9
+
+
+def test_a_model_that_checks_for_tensors_has_a_hessian_trace():
+    class Checked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+            replace_activations(self, "gelu")
+
+        def forward(self, x):
+            assert isinstance(x, torch.Tensor)
+            return self.layers(x)
+
+    model, data = Checked(), batch()
+    found = stepped(HessianTrace(1.0), model, data=data)
+    assert relative_error(found, stepped(HessianTrace(1.0), model.layers, data=data)) < 1e-9

@@ -175,12 +175,12 @@ def test_no_size_is_everything_in_its_order():
 def test_no_use_is_made_of_a_global_stream(seed):
     labels = np.arange(100) % 10
     expected = class_balanced(labels, 50, 10, "key")
-    state = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
+    state = np.random.get_state()
+    np.random.seed(seed)
     try:
         np.testing.assert_array_equal(class_balanced(labels, 50, 10, "key"), expected)
     finally:
-        np.random.set_state(state)  # noqa: NPY002
+        np.random.set_state(state)
 
 
 # ------------------------------------------------------------ label noise

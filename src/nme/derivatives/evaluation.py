@@ -44,6 +44,34 @@ class Facts(NamedTuple):
         return self.parameters[0].device
 
 
+class Habits(NamedTuple):
+    """What a model and a loss do beside computing, as the first step has shown.
+
+    Attributes:
+        drew: the forward pass draws from PyTorch's generators.
+        drew_others: it draws from Python's or NumPy's.
+        sets: it sets attributes of modules.
+        writes: what it writes into and cannot be undone; empty: nothing.
+        loss: what the loss does that differs from pass to pass; empty: nothing.
+    """
+
+    drew: bool = False
+    drew_others: bool = False
+    sets: bool = False
+    writes: str = ""
+    loss: str = ""
+
+    def and_of(self, other: Habits) -> Habits:
+        """Those of both."""
+        return Habits(
+            self.drew or other.drew,
+            self.drew_others or other.drew_others,
+            self.sets or other.sets,
+            self.writes or other.writes,
+            self.loss or other.loss,
+        )
+
+
 class Evaluation:
     """Outputs and targets of one part of a batch, in one training step (docs/theory.md, §4.2).
 
@@ -57,17 +85,23 @@ class Evaluation:
         autocast: dtype of ``torch.autocast`` in forward passes; None: no autocast. Outputs are then at least float32.
         order: highest derivative that the training method takes: 1, 2 or 3.
         facts: of the model, found once per step.
-        inspect: look through the graphs for what derivatives would miss.
+        habits: of the model and the loss; None: this step looks for them, and through the graphs for what derivatives
+            would miss.
     """
 
     def __init__(
-        self, forward: Forward | None, autocast: torch.dtype | None, order: int, facts: Facts, inspect: bool = True
+        self,
+        forward: Forward | None,
+        autocast: torch.dtype | None,
+        order: int,
+        facts: Facts,
+        habits: Habits | None = None,
     ):
-        self.forward, self.autocast, self.order, self.facts, self.inspect = forward, autocast, order, facts, inspect
+        self.forward, self.autocast, self.order, self.facts = forward, autocast, order, facts
+        self.inspect, self.habits = habits is None, Habits() if habits is None else habits
         self._draws: Draws | None = None
-        self._drew, self._drew_others = False, False
-        self._written, self._loss_problem = "", ""
         self._attributes = Attributes([])
+        self._loss_seen = False
         # Those that the first pass changed or replaced, and their values before.
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
 
@@ -90,7 +124,13 @@ class Evaluation:
 
     def is_plain(self, model: nn.Module) -> bool:
         """True if the output is ``model(inputs)`` without autocast, random numbers and changing buffers."""
-        if self.forward is not None or self.autocast is not None or self._buffers or self._drew or self._drew_others:
+        if (
+            self.forward is not None
+            or self.autocast is not None
+            or self._buffers
+            or self.habits.drew
+            or self.habits.drew_others
+        ):
             return False
         return not any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p for m in model.modules())
 
@@ -136,15 +176,18 @@ class Evaluation:
         if not isinstance(loss, AnyLoss):
             return loss.value(output, target)
         self.refuse_unrepeatable_loss()
+        self._loss_seen = True
+        if not self.inspect:
+            return loss.value(output, target)
         before = Draws(self.facts.device)
         module = loss.function if isinstance(loss.function, nn.Module) else None
         written = Writes([] if module is None else module.named_buffers())
         value = loss.value(output, target)
         after = Draws(self.facts.device)
         if not (before.torch_same(after) and before.others_same(after)):
-            self._loss_problem = "the loss draws random numbers"
+            self.habits = self.habits._replace(loss="the loss draws random numbers")
         elif written.found():
-            self._loss_problem = f"the loss changes its buffer '{written.found()}'"
+            self.habits = self.habits._replace(loss=f"the loss changes its buffer '{written.found()}'")
         return value
 
     def refuse_unrepeatable_loss(self) -> None:
@@ -153,22 +196,24 @@ class Evaluation:
         Raises:
             NmeError: see ``loss``.
         """
-        if self._loss_problem:
+        if self._loss_seen and self.habits.loss:
             raise NmeError(
-                f"{self._loss_problem}, but the method evaluates it several times (expected: in forward=, or between"
+                f"{self.habits.loss}, but the method evaluates it several times (expected: in forward=, or between"
                 " steps)"
             )
 
     def _first(self, model: nn.Module, inputs: Any, target: Any) -> tuple[Any, Any]:
-        facts = self.facts
-        self._draws = Draws(facts.device)
+        facts, habits = self.facts, self.habits
+        self._draws = Draws(facts.device, others=self.inspect or habits.drew_others)
         owned = [(m, name, b) for m in facts.owners for name, b in m._buffers.items() if b is not None]
         for _, name, buffer in owned:
             if buffer.is_inference():
                 raise NmeError(f"buffer '{name}' was made in inference mode (build the model outside of it)")
         before = [(m, name, b, b._version, b.clone()) for m, name, b in owned]
-        self._attributes = Attributes(facts.modules)
-        writes = Writes([*_inputs(inputs), *self._attributes.tensors(), *_parameters(facts.modules)])
+        if self.inspect or habits.sets:
+            self._attributes = Attributes(facts.modules)
+        if self.inspect:
+            writes = Writes([*_inputs(inputs), *self._attributes.tensors(), *_parameters(facts.modules)])
         found = self._run(model, inputs, target)
         self._buffers = [
             (m, name, value)
@@ -177,27 +222,28 @@ class Evaluation:
             if m._buffers[name] is not buffer or buffer._version != version or isinstance(m, _BatchNorm)
         ]
         self._attributes.note()
-        self._written = writes.found()
-        after = Draws(facts.device)
-        self._drew, self._drew_others = not self._draws.torch_same(after), not self._draws.others_same(after)
+        if self.inspect:
+            after = Draws(facts.device)
+            drew, drew_others = not self._draws.torch_same(after), not self._draws.others_same(after)
+            self.habits = Habits(drew, drew_others, bool(self._attributes), writes.found())
         return found
 
     def _again(self, draws: Draws, model: nn.Module, inputs: Any, target: Any) -> tuple[Any, Any]:
-        if self._written:
+        if self.habits.writes:
             raise NmeError(
-                f"the forward pass writes into {self._written}, but the method needs a second pass from the same state"
-                " (expected: a copy, a buffer, or an update between steps)"
+                f"the forward pass writes into {self.habits.writes}, but the method needs a second pass from the same"
+                " state (expected: a copy, a buffer, or an update between steps)"
             )
-        own = Draws(self.facts.device)
+        own = Draws(self.facts.device, others=self.habits.drew_others)
         after = [module._buffers[name] for module, name, _ in self._buffers]
         try:
-            draws.restore(self._drew_others)
+            draws.restore(self.habits.drew_others)
             for module, name, before in self._buffers:  # others: the graph of the first pass may have saved its own
                 module._buffers[name] = before.clone()
             with self._attributes.as_before():
                 return self._run(model, inputs, target)
         finally:
-            own.restore(self._drew_others)
+            own.restore(self.habits.drew_others)
             for (module, name, _), buffer in zip(self._buffers, after, strict=True):
                 module._buffers[name] = buffer
 

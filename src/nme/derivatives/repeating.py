@@ -16,12 +16,18 @@ ABSENT = object()
 
 
 class Draws:
-    """The states of the random generators that a model may draw from: PyTorch's, Python's and NumPy's own ones."""
+    """The states of the random generators that a model may draw from: PyTorch's, Python's and NumPy's own ones.
 
-    def __init__(self, device: torch.device):
+    Args:
+        device: of the model; PyTorch has a generator for each, and the CPU's is used as well.
+        others: those of Python and NumPy, too.
+    """
+
+    def __init__(self, device: torch.device, others: bool = True):
         self.devices = (CPU,) if device.type == "cpu" else (CPU, device)
         self.states = [_state(kind) for kind in self.devices]
-        self.python, self.numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
+        if others:
+            self.python, self.numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
 
     def torch_same(self, other: Draws) -> bool:
         """True if nothing was drawn from PyTorch's generators in between."""
@@ -62,6 +68,10 @@ class Attributes:
     def __init__(self, modules: list[nn.Module]):
         self._before = [(module, dict(vars(module))) for module in modules]
         self._changed: list[tuple[nn.Module, str, Any, Any]] = []
+
+    def __bool__(self) -> bool:
+        """True if the pass has set any."""
+        return bool(self._changed)
 
     def note(self) -> None:
         """See what the pass has set; called after it."""

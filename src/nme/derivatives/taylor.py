@@ -30,7 +30,6 @@ from nme.derivatives.convolutions import Conv1d, Conv2d
 from nme.derivatives.cross_entropy import softmax_hessian_product
 from nme.derivatives.double_backward import quadratic_form_by_double_backward
 from nme.derivatives.losses import AnyLoss, Loss
-from nme.derivatives.repeating import Draws
 from nme.derivatives.single_pass import logits_of
 
 RULES: dict[type[nn.Module], Callable[..., Any]] = {}
@@ -38,6 +37,10 @@ RULES: dict[type[nn.Module], Callable[..., Any]] = {}
 
 class NoRuleError(Exception):
     """The model has a layer or an operation without a rule."""
+
+
+NOT_TAYLOR = (NoRuleError, TypeError)  # TypeError: an operator between layers that Taylor values do not have
+FAILS = (AssertionError, RuntimeError, IndexError)  # in others' models: a check for tensors, say
 
 
 class Taylor:
@@ -138,16 +141,14 @@ def quadratic_form(model: nn.Module, batch: Batch, vector: list[Tensor], loss: L
         loss = batch.loss
     plain = batch.evaluation is None or (batch.evaluation.is_plain(model) and isinstance(batch.inputs, Tensor))
     # A function of the user's may depend on parameters directly.
-    draws = None if batch.evaluation is None else Draws(parameters[0].device)
     if plain and not isinstance(loss, AnyLoss) and all(_has_rule(layer) for layer in model.modules()):
         try:
             with _taylor_layers(model, {id(p): u for p, u in zip(parameters, vector, strict=True)}):
                 z = _output(model, batch.inputs)
-        except (NoRuleError, TypeError):  # an operator between layers that Taylor values do not have
+        except torch.OutOfMemoryError:
+            raise
+        except NOT_TAYLOR if batch.evaluation is None else (*NOT_TAYLOR, *FAILS):
             z = None
-    if draws is not None and not draws.torch_same(Draws(parameters[0].device)):  # others than in the clean pass
-        draws.restore(others=False)
-        z = None
     if not isinstance(z, Taylor):
         return quadratic_form_by_double_backward(model, batch, parameters, vector, loss)
     if z.first is None:

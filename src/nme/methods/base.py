@@ -159,7 +159,7 @@ class Method(Named):
         strength = self._strengths(parameters)
         with plain_mode(network, autocast, self.order):
             step = self.update(network, batch, strength, noise or self.generator)
-        inspected(network, self.order, loss)
+        inspected(network, loss, forward, self.order, batch)
         added_to_grad(parameters, step)
         return step
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from nme.derivatives import batch_norm
 from nme.derivatives.batch import Batch, MicroBatches
 from nme.derivatives.combining import AnyBatch
-from nme.derivatives.evaluation import Evaluation, Facts, Forward
+from nme.derivatives.evaluation import Evaluation, Facts, Forward, Habits
 from nme.derivatives.loss import Loss
 from nme.derivatives.losses import loss_of
 from nme.derivatives.network_parts import modules_of
@@ -36,8 +36,15 @@ STOCK_FORWARDS: set[object] = {
 Prepared = tuple[nn.Module, AnyBatch, list[nn.Parameter], "torch.dtype | None"]
 
 
-# The order and the loss that each model's graphs have been inspected for.
-_inspected: dict[int, tuple[ref[nn.Module], int, int]] = {}
+class _Inspected(NamedTuple):
+    """What a step has shown of a model, with an order of derivatives, a loss, a mode and a forward function."""
+
+    model: ref[nn.Module]
+    key: tuple[Any, ...]
+    habits: Habits
+
+
+_inspected: dict[int, _Inspected] = {}
 
 
 def prepared(
@@ -72,16 +79,30 @@ def prepared(
     if isinstance(batches[0], Batch):
         return model, batches[0]._replace(loss=found), parameters, None
     known = _inspected.get(id(model))
-    inspect = known is None or known[0]() is not model or known[1:] != (order, id(loss))
-    parts = [_part(batch, found, Evaluation(forward, autocast, order, facts, inspect)) for batch in batches]
+    same = known is not None and known.model() is model and known.key == _key(model, loss, forward, order)
+    habits = known.habits if known is not None and same else None
+    parts = [_part(batch, found, Evaluation(forward, autocast, order, facts, habits)) for batch in batches]
     whole = parts[0] if group is None and not pieces else MicroBatches(parts, group)
     return model, whole, parameters, autocast
 
 
-def inspected(model: nn.Module, order: int, loss: object) -> None:
-    """Remember that a step with this model and loss has been right: the next one is not inspected."""
-    key = id(model)
-    _inspected[key] = ref(model, lambda _: _inspected.pop(key, None)), order, id(loss)
+def _key(model: nn.Module, loss: object, forward: Forward | None, order: int) -> tuple[Any, ...]:
+    return order, id(loss), id(forward), model.training
+
+
+def inspected(model: nn.Module, loss: object, forward: Forward | None, order: int, batch: AnyBatch) -> None:
+    """Remember what this step has shown: the next one of the same kind is not inspected.
+
+    A refused step is not remembered.
+    """
+    habits = Habits()
+    for part in batch.parts():
+        if part.evaluation is None or not part.evaluation.inspect:
+            return
+        habits = habits.and_of(part.evaluation.habits)
+    number = id(model)
+    forget = ref(model, lambda _: _inspected.pop(number, None))
+    _inspected[number] = _Inspected(forget, _key(model, loss, forward, order), habits)
 
 
 def _part(batch: Any, loss: Loss, evaluation: Evaluation) -> Batch:
