@@ -39,10 +39,6 @@ class NoRuleError(Exception):
     """The model has a layer or an operation without a rule."""
 
 
-NOT_TAYLOR = (NoRuleError, TypeError)  # TypeError: an operator between layers that Taylor values do not have
-FAILS = (AssertionError, RuntimeError, IndexError)  # in others' models: a check for tensors, say
-
-
 class Taylor:
     """A tensor x(t) with ``value`` x, ``first`` x' and ``second`` x'' at t = 0; None is 0."""
 
@@ -145,9 +141,11 @@ def quadratic_form(model: nn.Module, batch: Batch, vector: list[Tensor], loss: L
         try:
             with _taylor_layers(model, {id(p): u for p, u in zip(parameters, vector, strict=True)}):
                 z = _output(model, batch.inputs)
-        except torch.OutOfMemoryError:
-            raise
-        except NOT_TAYLOR if batch.evaluation is None else (*NOT_TAYLOR, *FAILS):
+        except (NoRuleError, TypeError):  # an operator between layers that Taylor values do not have
+            z = None
+        except (AssertionError, RuntimeError, IndexError) as error:  # or the model's own check for tensors, say
+            if batch.evaluation is None or isinstance(error, torch.OutOfMemoryError):
+                raise
             z = None
     if not isinstance(z, Taylor):
         return quadratic_form_by_double_backward(model, batch, parameters, vector, loss)
