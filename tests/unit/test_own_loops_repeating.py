@@ -1,6 +1,7 @@
 """What models and losses do beside computing: methods that need several passes repeat it exactly, or refuse."""
 
 import random
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from dense_reference import relative_error
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from nme.errors import NmeError
 from nme.methods import (
@@ -124,19 +126,60 @@ def test_each_pass_draws_the_same_numbers(source, seed):
     assert states() == after_one_pass, "as after a single pass"
 
 
-def test_the_hessian_trace_takes_the_branches_of_the_clean_pass():
-    """Its Taylor pass would draw again."""
-    model, data = Dropping(DRAWS["torch"]), batch()
-    twin = Dropping(lambda: 0.0)
-    twin.load_state_dict(model.state_dict())
+class Branching(nn.Module):
+    """Of layers that Taylor arithmetic has rules for; a choice takes one of two branches."""
+
+    def __init__(self, choose):
+        super().__init__()
+        self.choose = choose
+        self.first = nn.Sequential(nn.Linear(5, 6), nn.ReLU()).double()
+        self.branches = nn.ModuleList([nn.Linear(6, 3).double() for _ in range(2)])
+        replace_activations(self, "gelu")
+
+    def forward(self, x):
+        return self.branches[self.choose()](self.first(x))
+
+
+class Turns:
+    """0, 1, 0, …; as a model's own counter, an attribute."""
+
+    def __init__(self, model):
+        self.model = model
+        model.turn = 1
+
+    def __call__(self):
+        self.model.turn = 1 - self.model.turn
+        return self.model.turn
+
+
+@pytest.mark.parametrize("kind", ["torch", "counter"])
+def test_the_hessian_trace_takes_the_branches_of_the_clean_pass(kind):
+    """Its Taylor pass would draw, or count, again."""
+    model, data = Branching(lambda: int(torch.rand(()) < 0.5)), batch()
+    if kind == "counter":
+        model.choose = Turns(model)
     for seed in range(6):
         start(seed)
-        drawn = [torch.rand(()).item() for _ in model.middle]
-        twin.draw = iter(drawn * 9).__next__
+        branch = int(torch.rand(()) < 0.5) if kind == "torch" else seed % 2
         start(seed)
         found = stepped(HessianTrace(1.0, seed=seed), model, data=data)
-        expected = stepped(HessianTrace(1.0, seed=seed), twin, data=data)
-        assert relative_error(found, expected) < 1e-9
+        twin = Branching(lambda branch=branch: branch)
+        twin.load_state_dict(model.state_dict())
+        assert relative_error(found, stepped(HessianTrace(1.0, seed=seed), twin, data=data)) < 1e-9
+
+
+def test_numpys_second_normal_number_is_drawn_again():
+    """NumPy's old generator draws two at once, and keeps one."""
+    seen = []
+
+    class Noisy(Net):
+        def forward(self, x):
+            seen.append(np.random.randn())
+            return super().forward(x) + seen[-1]
+
+    np.random.randn()
+    Sam(0.1).backward(Noisy(), CE, batch())
+    assert seen[0] == seen[1]
 
 
 def noisy(output, target):
@@ -152,7 +195,7 @@ class Center(nn.Module):
 
     def forward(self, output, target):
         with torch.no_grad():
-            self.center.mul_(0.9).add_(output.mean(0), alpha=0.1)
+            self.center = self.center * 0.9 + output.mean(0) * 0.1
         return functional.cross_entropy(output - self.center, target)
 
 
@@ -160,7 +203,9 @@ class Center(nn.Module):
                                     GradientPenaltyWithoutNme(0.1)])  # fmt: skip
 @pytest.mark.parametrize("loss", [noisy, Center()], ids=["draws", "buffer"])
 def test_a_loss_that_differs_from_pass_to_pass_is_refused(method, loss):
-    with pytest.raises(NmeError, match=r"the loss (draws random numbers|changes its buffer 'center'), but the method"):
+    with pytest.raises(
+        NmeError, match=r"the loss (draws random numbers|changes its own buffers or attributes), but the method"
+    ):
         method.backward(Net().double(), loss, batch())
 
 
@@ -204,6 +249,13 @@ def test_attributes_are_set_once(method):
     assert type(model.seen) is torch.Tensor
     if isinstance(method, Sam):
         assert relative_error(found, direction) < 1e-9
+
+
+@pytest.mark.parametrize("method", [GradientPenalty(0.1), HessianTrace(0.1), Sam(0.1)])
+def test_attributes_stay_set_where_a_part_has_no_share(method):
+    model, (x, y) = Counting(), batch()
+    method.accumulate(model, CE, [(x, y), (x, torch.full_like(y, -100))])
+    assert model.count == 2
 
 
 def test_taylor_values_stay_in_the_pass():
@@ -286,6 +338,23 @@ def test_a_batch_norm_of_ones_own_updates_its_statistics_once():
     assert relative_error(found, expected) < 1e-9
     torch.testing.assert_close(model[1].running_mean, twin[1].running_mean)
     torch.testing.assert_close(model[1].running_var, twin[1].running_var)
+
+
+def test_a_batch_norm_of_ones_own_may_be_checkpointed():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(5, 6), OwnNorm(6), nn.Tanh()).double()
+            self.last = nn.Linear(6, 3).double()
+
+        def forward(self, x):
+            return self.last(checkpoint(self.layers, x, use_reentrant=False))
+
+    model, data = Block(), batch()
+    twin = deepcopy(model)
+    twin.forward = lambda x: twin.last(twin.layers(x))
+    assert relative_error(stepped(Sam(0.3), model, data=data), stepped(Sam(0.3), twin, data=data)) < 1e-9
+    torch.testing.assert_close(model.layers[1].running_mean, twin.layers[1].running_mean)
 
 
 class Routed(nn.Module):
@@ -382,6 +451,34 @@ LINEAR = {
 }
 
 
+CURVED = {
+    "huber, far away": lambda o, t: functional.smooth_l1_loss(o, 50.0 + t[:, None].expand_as(o)),
+    "odd": lambda o, t: torch.tanh(o * (t[:, None] + 1)).mean(),
+}
+
+
+@pytest.mark.parametrize("loss", CURVED)
+def test_gauss_newton_of_a_loss_that_is_linear_in_places_is_not(loss):
+    GaussNewtonTraceByProbes(0.1).backward(Net(), CURVED[loss], batch())
+
+
+def test_each_method_inspects_for_itself():
+    """Only Gauss-Newton methods refuse a linear loss; a step of another method is no proof."""
+    model, loss, data = Net(), nn.NLLLoss(), batch()
+    GradientPenalty(0.1).backward(model, loss, data)
+    with pytest.raises(NmeError, match="linear in the model's output"):
+        GradientPenaltyWithoutNme(0.1).backward(model, loss, data)
+
+
+def test_a_loss_made_anew_in_each_step_is_inspected():
+    """Python gives the ids of freed functions again."""
+    model, data = Net(), batch()
+    for _ in range(5):
+        Sam(0.1).backward(model, lambda o, t: functional.cross_entropy(o, t), data)
+        with pytest.raises(NmeError, match="draws random numbers"):
+            Sam(0.1).backward(model, lambda o, t: (torch.rand(()) * o).square().mean(), data)
+
+
 @pytest.mark.parametrize("loss", LINEAR)
 @pytest.mark.parametrize("method", [GradientPenaltyWithoutNme, GaussNewtonTraceByProbes])
 def test_gauss_newton_of_a_linear_loss_is_refused(loss, method):
@@ -423,6 +520,53 @@ def test_layers_without_gradient_are_constants_in_the_hessian_trace():
     slope = torch.func.grad(lambda w, b: CE(functional.linear(functional.gelu(z), w, b), data[1]), (0, 1))(*own)
     for d, g, b in zip(found[4:], slope, bend, strict=True):
         torch.testing.assert_close(d, g + b)
+
+
+@pytest.mark.parametrize("part", ["activation", "product"])
+def test_parts_without_gradient_are_constants_in_the_hessian_trace(part):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 6).double(), nn.Linear(6, 3).double()
+            self.act = nn.ReLU()
+            replace_activations(self, "gelu")
+
+        def forward(self, x):
+            h = self.first(x)
+            with torch.no_grad():
+                gate = self.act(h) if part == "activation" else h * h
+            return self.last(h * gate)
+
+    class Plain(Gated):
+        def forward(self, x):
+            h = functional.linear(x, self.first.weight, self.first.bias)
+            v = h.detach()
+            gate = functional.gelu(v) if part == "activation" else v * v
+            return self.last(h * gate)
+
+    model, data = Gated(), batch()
+    twin = Plain()
+    twin.load_state_dict(model.state_dict())
+    found, expected = (stepped(HessianTrace(2.0), net, data=data) for net in (model, twin))
+    assert relative_error(found, expected) < 1e-9
+
+
+def test_layer_norm_that_the_model_differentiates_is_refused_in_second_derivatives():
+    class Energy(nn.Module):
+        def __init__(self, norm):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(5, 6), norm, nn.Tanh(), nn.Linear(6, 1)).double()
+
+        def forward(self, x):
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.layers(x).sum(), x, create_graph=True)[0]
+
+    data = torch.randn(8, 5, dtype=torch.float64), torch.randn(8, 5, dtype=torch.float64)
+    for method in (GradientPenalty(0.1), GradientPenaltyWithoutNme(0.1)):
+        method.backward(Energy(nn.Identity()), nn.MSELoss(), data)
+    with pytest.raises(NmeError, match="the model differentiates layer norm itself"):
+        GradientPenalty(0.1).backward(Energy(nn.LayerNorm(6)), nn.MSELoss(), data)
+    Sam(0.1).backward(Energy(nn.LayerNorm(6)), nn.MSELoss(), data)
 
 
 class Normed(Net):
@@ -533,3 +677,36 @@ def test_a_model_that_checks_for_tensors_has_a_hessian_trace():
     model, data = Checked(), batch()
     found = stepped(HessianTrace(1.0), model, data=data)
     assert relative_error(found, stepped(HessianTrace(1.0), model.layers, data=data)) < 1e-9
+
+
+LOSSES = {
+    "squeezed": (lambda o, t: functional.binary_cross_entropy_with_logits(o.squeeze(), t), 1,
+                 lambda: torch.rand(4, dtype=torch.float64)),
+    "class weights in the target": (
+        lambda o, t: functional.cross_entropy(o, t[0], weight=t[1], reduction="none").mean(), 3,
+        lambda: (torch.randint(3, (4,)), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_means_over_examples_combine(name):
+    torch.manual_seed(0)
+    loss, outputs, targets = LOSSES[name]
+    model, x, y = nn.Linear(5, outputs).double(), torch.randn(4, 5, dtype=torch.float64), targets()
+    pieces = [(x[i : i + 2], (y[0][i : i + 2], y[1]) if isinstance(y, tuple) else y[i : i + 2]) for i in (0, 2)]
+    GradientPenalty(0.1).accumulate(model, loss, pieces)
+    found = grads(model)
+    assert relative_error(found, stepped(GradientPenalty(0.1), model, loss, (x, y))) < 1e-9
+
+
+def test_a_batch_of_any_kind_is_only_looked_at():
+    class Pair(list):
+        def __init__(self, x, y):
+            super().__init__([x, y])
+
+    Sam(0.1).backward(Net(), CE, Pair(*batch()), forward=lambda model, pair: (model(pair[0]), pair[1]))
+
+
+def test_embeddings_that_scale_their_rows_are_taken():
+    model = nn.Sequential(nn.Embedding(4, 5, max_norm=1.0), nn.Linear(5, 3)).double()
+    Sam(0.1).backward(model, CE, (torch.randint(4, (8,)), torch.randint(3, (8,))))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nme.derivatives.loss import Loss, Number, known_reduction
-from nme.derivatives.nested import mapped
+from nme.derivatives.nested import mapped, tensors_of
 from nme.errors import NmeError
 
 
@@ -35,8 +35,7 @@ class AnyLoss(Loss):
         Raises:
             NmeError: the function fails, or does not return one number.
         """
-        parts: list[Tensor] = []
-        mapped(target, lambda leaf: parts.append(leaf) if isinstance(leaf, Tensor) else None)
+        parts = tensors_of(target)
         versions = [part._version for part in parts if not part.is_inference()]
         try:
             loss = self.function(output, target)
@@ -62,16 +61,18 @@ class AnyLoss(Loss):
         return r
 
     def is_linear(self, output: Tensor, target: Tensor) -> bool:
-        """True if ∂L/∂z is the same at z and −z, as for ``NLLLoss``, which takes log-probabilities."""
+        """True if ∂L/∂z is the same everywhere, as for ``NLLLoss``, which takes log-probabilities."""
         if isinstance(self.function, nn.NLLLoss) or self.function is functional.nll_loss:
             return True
         here = self.residual(output.detach(), target)
         if not here.requires_grad:
             return True
         try:
-            return torch.equal(here, self.residual(-output.detach(), target)) and bool(output.any())
+            # Far away on both sides: a loss that is linear in places, or saturates, is not so on the other side.
+            far = [self.residual(output.detach() * times, target) for times in (2**20, -(2**20))]
         except NmeError:  # a loss of positive numbers
             return False
+        return bool(output.any()) and all(torch.equal(here, there) for there in far)
 
     def hessian_product(self, output: Tensor, target: Tensor, vector: Tensor) -> Tensor:
         """(∇²_z L) v in the shape of z; by autograd, differentiable in z and v if z or v requires a gradient."""
@@ -132,8 +133,8 @@ class SeveralBatches:
         shape = output.shape[1:]
         self.problem = self.problem or _problem(self.loss, output.detach(), target, self.examples)
         if self.loss.reduction == "mean" and output.dim() and output.numel():
-            self.examples.append(_example(output.detach(), target))
-            del self.examples[2:]
+            first = torch.zeros(1, dtype=torch.int64, device=output.device)
+            self.examples = [*self.examples, _example(output.detach(), target, first)][:2]
         if self.shape is not None and shape != self.shape and self.loss.reduction == "mean":
             self.problem = (
                 f"outputs of an example have shapes {tuple(self.shape)} and {tuple(shape)}, so it is not known how the"
@@ -151,28 +152,37 @@ def _apart(loss: AnyLoss) -> AnyLoss:
     return AnyLoss(deepcopy(function), loss.reduction) if stateful else loss
 
 
-Example = tuple[Tensor, Any]
+class Example(NamedTuple):
+    """An example of a batch as a batch of its own; ``own`` says which parts of the target have a row for each."""
+
+    output: Tensor
+    target: Any
+    own: list[bool]
 
 
-def _example(output: Tensor, target: Any) -> Example:
-    """The first example of a batch, as a batch of its own."""
-    first = torch.zeros(1, dtype=torch.int64, device=output.device)
-    return output[first], mapped(target, lambda leaf: _chosen(leaf, first, len(output)))
+def _example(output: Tensor, target: Any, row: Tensor) -> Example:
+    leaves: list[Any] = []
+    mapped(target, leaves.append)
+    count = len(output)
+    own = [_has_rows(leaf, count) for leaf in leaves]
+    return Example(output[row], mapped(target, lambda leaf: _chosen(leaf, row, count)), own)
 
 
-def _joined(one: Example, other: Example) -> Example | None:
+def _joined(one: Example, other: Example) -> tuple[Tensor, Any] | None:
     """A batch of two examples; None: they do not fit together."""
     leaves: list[Any] = []
-    mapped(other[1], leaves.append)
-    following = iter(leaves)
+    mapped(other.target, leaves.append)
+    if len(leaves) != len(one.own):
+        return None
+    beside = iter(zip(leaves, one.own, other.own, strict=True))
 
     def join(leaf: Any) -> Any:
-        beside = next(following)
-        return torch.cat([leaf, beside]) if isinstance(leaf, Tensor) and leaf.dim() else leaf
+        following, mine, its = next(beside)
+        return torch.cat([leaf, following]) if mine and its else leaf
 
     try:
-        return torch.cat([one[0], other[0]]), mapped(one[1], join)
-    except (RuntimeError, StopIteration, TypeError):
+        return torch.cat([one.output, other.output]), mapped(one.target, join)
+    except (RuntimeError, TypeError):
         return None
 
 
@@ -200,22 +210,23 @@ def _problem(loss: AnyLoss, output: Tensor, target: Any, others: list[Example]) 
         among = _apart(loss).residual(output, target).detach()
         if not bool(torch.isfinite(among).all()):
             return ""  # NaN are found elsewhere
-        twice = among.reshape(count, -1).abs().amax(1).argmax().expand(2)
+        largest = among.reshape(count, -1).abs().amax(1).argmax()
+        twice = largest.expand(2)
         alone = _apart(loss).residual(output[twice], mapped(target, lambda leaf: _chosen(leaf, twice, count))).detach()
-        own = _example(output, target)
+        own = _example(output, target, largest[None])
         for other in others:
             pair = _joined(own, other)
-            if pair is None:
-                continue
-            apart = _apart(loss).residual(*own).detach()[0] / 2
-            beside = _apart(loss).residual(*pair).detach()[0]
-            finite = bool(torch.isfinite(apart).all() and torch.isfinite(beside).all())  # NaN are found elsewhere
-            if finite and not bool(((beside - apart).abs() <= _limit(apart)).all()):
+            beside = alone if pair is None else _apart(loss).residual(*pair).detach()
+            if bool(torch.isfinite(beside).all()) and not _same(beside[0], alone[0]):
                 return reason
     except NmeError:
         return reason
     among, alone = (among[twice] * count, alone * 2) if mean else (among[twice], alone)
-    return "" if bool(((among - alone).abs() <= _limit(among)).all()) else reason
+    return "" if _same(alone, among) else reason
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    return bool(((found - expected).abs() <= _limit(expected)).all())
 
 
 def _limit(residual: Tensor) -> float:
@@ -223,7 +234,11 @@ def _limit(residual: Tensor) -> float:
 
 
 def _chosen(leaf: Any, rows: Tensor, count: int) -> Any:
-    return leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == count else leaf
+    return leaf[rows.to(leaf.device)] if _has_rows(leaf, count) else leaf
+
+
+def _has_rows(leaf: Any, count: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count
 
 
 def _derivative(value: Tensor, z: Tensor, create_graph: bool) -> Tensor:

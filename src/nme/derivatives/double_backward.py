@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nme.derivatives.attention import plain_attention
 from nme.derivatives.batch import Batch
 from nme.derivatives.elementary import ElementaryLayerNorm, elementary_batch_norm
-from nme.derivatives.graphs import refuse_once_differentiable, refuse_wrong_derivatives
+from nme.derivatives.graphs import refuse_once_differentiable
 from nme.derivatives.losses import Loss
 from nme.derivatives.running_statistics import frozen_statistics
 from nme.derivatives.single_pass import evaluated, loss_value, pairing
@@ -31,7 +31,6 @@ def quadratic_form_by_double_backward(
         value = loss_value(batch, loss or batch.loss, z, target)
         gradient = torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True)
         if batch.evaluation is not None and batch.evaluation.inspect:
-            refuse_wrong_derivatives(z, 3)
             refuse_once_differentiable(gradient)
         pairs = [(g, u) for g, u in zip(gradient, vector, strict=True) if g.requires_grad]
         if not pairs:

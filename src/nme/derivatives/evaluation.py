@@ -14,8 +14,8 @@ from nme.derivatives.any_loss import AnyLoss
 from nme.derivatives.attention import plain_attention
 from nme.derivatives.elementary import ElementaryLayerNorm
 from nme.derivatives.loss import Loss
-from nme.derivatives.nested import mapped
-from nme.derivatives.repeating import Attributes, Draws, Writes
+from nme.derivatives.nested import tensors_of
+from nme.derivatives.repeating import Attributes, Buffers, Draws, Writes
 from nme.errors import NmeError
 
 Forward = Callable[[nn.Module, Any], tuple[Any, Any]]
@@ -61,8 +61,8 @@ class Habits(NamedTuple):
     writes: str = ""
     loss: str = ""
 
-    def and_of(self, other: Habits) -> Habits:
-        """Those of both."""
+    def or_of(self, other: Habits) -> Habits:
+        """What one of two does."""
         return Habits(
             self.drew or other.drew,
             self.drew_others or other.drew_others,
@@ -130,6 +130,8 @@ class Evaluation:
             or self._buffers
             or self.habits.drew
             or self.habits.drew_others
+            or self.habits.sets
+            or self.habits.writes
         ):
             return False
         return not any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p for m in model.modules())
@@ -180,14 +182,16 @@ class Evaluation:
         if not self.inspect:
             return loss.value(output, target)
         before = Draws(self.facts.device)
-        module = loss.function if isinstance(loss.function, nn.Module) else None
-        written = Writes([] if module is None else module.named_buffers())
+        modules = list(loss.function.modules()) if isinstance(loss.function, nn.Module) else []
+        buffers = Buffers(modules)
+        attributes = Attributes(modules)
         value = loss.value(output, target)
+        attributes.note()
         after = Draws(self.facts.device)
         if not (before.torch_same(after) and before.others_same(after)):
             self.habits = self.habits._replace(loss="the loss draws random numbers")
-        elif written.found():
-            self.habits = self.habits._replace(loss=f"the loss changes its buffer '{written.found()}'")
+        elif buffers.changed() or attributes:
+            self.habits = self.habits._replace(loss="the loss changes its own buffers or attributes")
         return value
 
     def refuse_unrepeatable_loss(self) -> None:
@@ -249,13 +253,13 @@ class Evaluation:
 
 
 def _inputs(inputs: Any) -> list[tuple[str, Tensor]]:
-    found: list[tuple[str, Tensor]] = []
-    mapped(inputs, lambda leaf: found.append(("its inputs", leaf)) if isinstance(leaf, Tensor) else None)
-    return found
+    return [("its inputs", tensor) for tensor in tensors_of(inputs)]
 
 
 def _parameters(modules: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
     for module in modules:
+        if getattr(module, "max_norm", None) is not None:  # an embedding that scales its rows: twice is as once
+            continue
         for name, p in module._parameters.items():
             if p is not None:
                 yield f"parameter '{name}' of {type(module).__name__}", p

@@ -39,7 +39,8 @@ def refuse_foreign_parameters(tensor: Tensor, own: Iterable[Tensor]) -> None:
         if isinstance(leaf, nn.Parameter) and id(leaf) not in known:
             raise NmeError(
                 f"the loss depends on a parameter of shape {tuple(leaf.shape)} that is not one of the model's, and it"
-                " would get no gradient (expected: one module with all parameters, and forward= for the loss's own)"
+                " would get no gradient (expected: one module with all parameters that are trained, and"
+                " requires_grad_(False) for others, as a discriminator's in the generator's step)"
             )
 
 
@@ -52,6 +53,11 @@ def refuse_wrong_derivatives(tensor: Tensor, order: int) -> None:
     names = {node.name() for node in nodes([tensor])}
     if order > 1 and "WeightNormInterfaceBackward0" in names:
         raise NmeError("weight_norm has wrong second derivatives in PyTorch (remove it: remove_parametrizations)")
+    if order > 1 and "NativeLayerNormBackwardBackward0" in names:
+        raise NmeError(
+            "the model differentiates layer norm itself, and PyTorch's third derivatives of it are wrong (expected:"
+            " layer norm by elementary operations)"
+        )
     if order > 2 and "NativeLayerNormBackward0" in names:
         raise NmeError(
             "layer norm has wrong third derivatives in PyTorch (expected: torch.nn.functional.layer_norm in an eager"

@@ -6,9 +6,20 @@ from collections.abc import Callable, Mapping, MutableMapping
 from copy import copy
 from typing import Any
 
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from nme.errors import NmeError
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors of a nesting, of any types; nothing is built."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, PackedSequence):
+        return [value.data]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -35,9 +36,7 @@ class Draws:
 
     def others_same(self, other: Draws) -> bool:
         """True if nothing was drawn from Python's and NumPy's generators in between."""
-        mine, its = self.numpy["state"], other.numpy["state"]
-        moved = mine["pos"] != its["pos"] or not np.array_equal(mine["key"], its["key"])
-        return self.python == other.python and not moved
+        return self.python == other.python and pickle.dumps(self.numpy) == pickle.dumps(other.numpy)
 
     def restore(self, others: bool = True) -> None:
         """Set the generators to these states; Python's and NumPy's only with ``others``."""
@@ -67,7 +66,7 @@ class Attributes:
 
     def __init__(self, modules: list[nn.Module]):
         self._before = [(module, dict(vars(module))) for module in modules]
-        self._changed: list[tuple[nn.Module, str, Any, Any]] = []
+        self._changed: list[tuple[nn.Module, str, Any]] = []
 
     def __bool__(self) -> bool:
         """True if the pass has set any."""
@@ -80,20 +79,21 @@ class Attributes:
             if len(now) == len(before) and all(now.get(key, ABSENT) is value for key, value in before.items()):
                 continue
             for key in {**before, **now}:
-                old, new = before.get(key, ABSENT), now.get(key, ABSENT)
-                if old is not new:
-                    self._changed.append((module, key, old, new))
+                old = before.get(key, ABSENT)
+                if old is not now.get(key, ABSENT):
+                    self._changed.append((module, key, old))
         self._before = []
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
-        """Inside, attributes are as before the pass; then as after it."""
-        for module, key, old, _ in self._changed:
+        """Inside, attributes are as before the pass; then as they were on entry."""
+        after = [(module, key, vars(module).get(key, ABSENT)) for module, key, _ in self._changed]
+        for module, key, old in self._changed:
             _set(module, key, old)
         try:
             yield
         finally:
-            for module, key, _, new in self._changed:
+            for module, key, new in after:
                 _set(module, key, new)
 
     def tensors(self) -> list[tuple[str, Tensor]]:
@@ -112,6 +112,17 @@ def _set(module: nn.Module, key: str, value: Any) -> None:
         own.pop(key, None)
     else:
         own[key] = value
+
+
+class Buffers:
+    """Sees whether modules replace their buffers or write into them."""
+
+    def __init__(self, modules: list[nn.Module]):
+        self._before = [(m, name, b, b._version) for m in modules for name, b in m._buffers.items() if b is not None]
+
+    def changed(self) -> bool:
+        """True if one is another now."""
+        return any(m._buffers.get(name) is not b or b._version != version for m, name, b, version in self._before)
 
 
 class Writes:

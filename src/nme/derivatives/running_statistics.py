@@ -76,7 +76,7 @@ def held_buffers(facts: Facts | None) -> Iterator[None]:
         NmeError: other buffers were updated again; they have changed then.
     """
     layers = [] if facts is None else facts.batch_norms
-    owners = [] if facts is None else facts.owners
+    owners = [] if facts is None else [m for m in facts.owners if m not in facts.batch_norms]
     buffers = [(m, name, b, b._version) for m in owners for name, b in m._buffers.items() if b is not None]
     before = [(vars(layer), layer.momentum, layer._buffers, layer.num_batches_tracked) for layer in layers]
     try:

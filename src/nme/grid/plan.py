@@ -92,7 +92,7 @@ def network_of(scale: Scale, recipe: Recipe) -> Network:
         model = recipe.model.build(shape, classes, ACTIVATIONS.parse("relu"))
         with FlopCounterMode(display=False) as counter:
             model.eval()(torch.empty(2, *shape))
-    layers = sum(not any(module.children()) for module in model.modules())
+    layers = sum(not module._modules for module in model.modules())
     return Network(counter.get_total_flops() / 2, layers, sum(p.numel() for p in model.parameters()))
 
 

@@ -155,11 +155,11 @@ class Method(Named):
     ) -> Update:
         from nme.methods.steps import added_to_grad, inspected, plain_mode, prepared
 
-        network, batch, parameters, autocast = prepared(model, loss, batches, forward, self.order, pieces)
+        network, batch, parameters, autocast = prepared(model, loss, batches, forward, type(self), self.order, pieces)
         strength = self._strengths(parameters)
         with plain_mode(network, autocast, self.order):
             step = self.update(network, batch, strength, noise or self.generator)
-        inspected(network, loss, forward, self.order, batch)
+        inspected(network, loss, forward, type(self), batch)
         added_to_grad(parameters, step)
         return step
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import ref
 
 import torch
@@ -36,15 +36,9 @@ STOCK_FORWARDS: set[object] = {
 Prepared = tuple[nn.Module, AnyBatch, list[nn.Parameter], "torch.dtype | None"]
 
 
-class _Inspected(NamedTuple):
-    """What a step has shown of a model, with an order of derivatives, a loss, a mode and a forward function."""
-
-    model: ref[nn.Module]
-    key: tuple[Any, ...]
-    habits: Habits
-
-
-_inspected: dict[int, _Inspected] = {}
+# What steps have shown of each model, by the kind of step; models by their ids, since any may compare as it likes.
+_inspected: dict[int, tuple[ref[nn.Module], dict[Any, Habits]]] = {}
+KINDS = 16  # kept for each model
 
 
 def prepared(
@@ -52,6 +46,7 @@ def prepared(
     loss: Callable[[Tensor, Any], Tensor] | Loss,
     batches: list[Any],
     forward: Forward | None,
+    method: type,
     order: int,
     pieces: bool,
 ) -> Prepared:
@@ -78,19 +73,34 @@ def prepared(
         raise NmeError("there are no micro-batches (expected one or more)")
     if isinstance(batches[0], Batch):
         return model, batches[0]._replace(loss=found), parameters, None
-    known = _inspected.get(id(model))
-    same = known is not None and known.model() is model and known.key == _key(model, loss, forward, order)
-    habits = known.habits if known is not None and same else None
+    of_model, kinds = _inspected.get(id(model), (None, {}))
+    same = of_model is not None and of_model() is model
+    habits = kinds.get(_kind_of_step(model, loss, forward, method, parameters)) if same else None
     parts = [_part(batch, found, Evaluation(forward, autocast, order, facts, habits)) for batch in batches]
     whole = parts[0] if group is None and not pieces else MicroBatches(parts, group)
     return model, whole, parameters, autocast
 
 
-def _key(model: nn.Module, loss: object, forward: Forward | None, order: int) -> tuple[Any, ...]:
-    return order, id(loss), id(forward), model.training
+def _kind_of_step(
+    model: nn.Module, loss: object, forward: Forward | None, method: type, parameters: list[nn.Parameter]
+) -> tuple[Any, ...]:
+    return method, _lasting(loss), _lasting(forward), model.training, len(parameters)
 
 
-def inspected(model: nn.Module, loss: object, forward: Forward | None, order: int, batch: AnyBatch) -> None:
+def _lasting(function: Any) -> Any:
+    """What tells a function from others, also one that is made anew in each step: ids are given again."""
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if code is not None or function is None:
+        return code
+    try:
+        found = ref(function)
+        hash(found)
+    except TypeError:
+        return object()  # another one at each step
+    return found
+
+
+def inspected(model: nn.Module, loss: object, forward: Forward | None, method: type, batch: AnyBatch) -> None:
     """Remember what this step has shown: the next one of the same kind is not inspected.
 
     A refused step is not remembered.
@@ -99,10 +109,16 @@ def inspected(model: nn.Module, loss: object, forward: Forward | None, order: in
     for part in batch.parts():
         if part.evaluation is None or not part.evaluation.inspect:
             return
-        habits = habits.and_of(part.evaluation.habits)
+        habits = habits.or_of(part.evaluation.habits)
     number = id(model)
-    forget = ref(model, lambda _: _inspected.pop(number, None))
-    _inspected[number] = _Inspected(forget, _key(model, loss, forward, order), habits)
+    of_model, kinds = _inspected.get(number, (None, {}))
+    if of_model is None or of_model() is not model:
+        kinds = {}
+    if len(kinds) >= KINDS:
+        kinds.clear()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    kinds[_kind_of_step(model, loss, forward, method, parameters)] = habits
+    _inspected[number] = ref(model, lambda _: _inspected.pop(number, None)), kinds
 
 
 def _part(batch: Any, loss: Loss, evaluation: Evaluation) -> Batch:
@@ -129,11 +145,13 @@ def _checked(modules: list[nn.Module], parameters: list[nn.Parameter], order: in
         if isinstance(module, DataParallel | DistributedDataParallel) or _kind(module) == "FullyShardedDataParallel":
             found = f"{_kind(module)} is not supported"
             raise NmeError(f"{found} (expected a plain model, or the whole model in DistributedDataParallel)")
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and _can_be_frozen(module):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if distributed and isinstance(module, nn.SyncBatchNorm) and module.training:
                 raise NmeError("SyncBatchNorm in train mode is not supported (expected another batch norm, or none)")
             if module.training and module.track_running_stats:
                 batch_norms.append(module)
+                if not _can_be_frozen(module):
+                    owners.append(module)
             continue
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             raise NmeError(f"{_kind(module)} has sparse gradients (expected sparse=False)")

@@ -33,7 +33,6 @@ FUNCTIONS = {
     "celu": (functional.celu, functional.celu_, torch.celu, torch.celu_),
     "rrelu": (functional.rrelu, functional.rrelu_, torch.rrelu, torch.rrelu_),
     "prelu": (functional.prelu, torch.prelu, Tensor.prelu),
-    "glu": (functional.glu,),
 }
 NAMES = {function: name for name, functions in FUNCTIONS.items() for function in functions}
 
