@@ -365,3 +365,11 @@ def test_missing_networks_are_one_message(data, tmp_path):
     with pytest.raises(NmeError, match=r"snapshots: missing\. Train first\."):
         measure(settings({"traces": [1.0]}), data, tmp_path / "snapshots", tmp_path / "measured.parquet", CPU)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_gone_are_one_message(data, tmp_path):
+    """An archive of results has none; without a network from before training, it is not that a member diverged."""
+    (tmp_path / "snapshots").mkdir()
+    with pytest.raises(NmeError, match=r"the weights of seed 0 are missing \(delete .* to train it again\)"):
+        measure(settings({"traces": [0.0, 1.0]}), data, tmp_path / "snapshots", tmp_path / "measured.parquet", CPU)
+    assert not (tmp_path / "measured.parquet").exists()

@@ -10,6 +10,7 @@ from nme.activations import ACTIVATIONS
 from nme.data.load import load
 from nme.data.prepared import class_balanced
 from nme.data.training_batches import TrainingBatches
+from nme.errors import NmeError
 from nme.grid.cells import snapshots as times_of_snapshots
 from nme.grid.specs import MeasureSpec
 from nme.outputs import parquet
@@ -52,6 +53,10 @@ def measure(spec: MeasureSpec, manifest: Path, snapshots: Path, output: Path, de
         )
         for at in times_of_snapshots(spec.quantities):
             snapshot = read_snapshot(snapshots, seed, at)
+            if snapshot is None and at == 0:  # not diverged yet: an archive of results, say, has no weights
+                raise NmeError(
+                    f"{snapshots}: the weights of seed {seed} are missing (delete {snapshots.parent} to train it again)"
+                )
             if snapshot is None:
                 continue
             model.load_state_dict(snapshot["model"])
