@@ -14,6 +14,7 @@ from nme.derivatives.batch import Batch
 from nme.derivatives.losses import loss_of
 from nme.derivatives.running_statistics import frozen_statistics
 from nme.derivatives.taylor import Taylor, quadratic_form
+from nme.derivatives.taylor_batch_norm import taylor_batch_norm
 from nme.derivatives.vectors import displaced
 
 GELU = ACTIVATIONS.parse("gelu")
@@ -240,3 +241,39 @@ def test_operators_between_layers(further):
     _, product = torch.autograd.functional.hvp(loss, values, tuple(u))
     expected = sum((a * b).sum() for a, b in zip(product, u, strict=True))
     assert relative_error(quadratic_form(model, batch, u), expected) < 1e-10
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_batch_norm_of_images_moves_as_forward_mode_says(memory):
+    """All three parts, and their gradients, against nested forward mode of the plain formula in float64."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return (1 + 2 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+
+    x, x1, x2 = (random(4, 3, 3, 2).detach().to(memory_format=memory).requires_grad_() for _ in range(3))
+    w, w1, b, b1 = (random(3) for _ in range(4))
+    eps = 0.3  # large, so that it counts
+
+    def along(t):
+        moved = x + t * x1 + t * t / 2 * x2
+        centred = moved - moved.mean((0, 2, 3), keepdim=True)
+        normal = centred / (centred.square().mean((0, 2, 3), keepdim=True) + eps).sqrt()
+        return normal * (w + t * w1).view(-1, 1, 1) + (b + t * b1).view(-1, 1, 1)
+
+    def slope(function):
+        return lambda t: torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+
+    zero = torch.zeros((), dtype=torch.float64)
+    expected = along(zero), slope(along)(zero), slope(slope(along))(zero)
+    found = taylor_batch_norm(x, x1, x2, w, w1, b, b1, eps)
+    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for _ in expected]
+    inputs = [x, x1, x2, w, w1, b, b1]
+    for parts in (found, expected):
+        assert all(part.requires_grad for part in parts)
+    gradients = [
+        torch.autograd.grad(sum((part * by).sum() for part, by in zip(parts, weights, strict=True)), inputs)
+        for parts in (found, expected)
+    ]
+    for one, other in (*zip(found, expected, strict=True), *zip(*gradients, strict=True)):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)

@@ -169,7 +169,7 @@ def _tangent(x1: Tensor, w1: Tensor, b1: Tensor, x: Tensor, weight: Tensor, mean
 
 def _along(moved: Tensor, w1: Tensor, b1: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """ẏ of w P(ẋ), ẇ and ḃ."""
-    return _sum(x, (moved, None), (x, w1 * scale), (None, b1 - w1 * scale * mean))
+    return per_channel_sum(x, (moved, None), (x, w1 * scale), (None, b1 - w1 * scale * mean))
 
 
 def _curved(
@@ -193,17 +193,17 @@ def _curved(
     """
     n = x.numel() / x.shape[1]
     a, y_mean = y_times_normal / n, y_sum / n
-    x1_times_normal, x1_sum = _sums(x1, x, weight, mean, scale) if x1_sums is None else x1_sums
+    x1_times_normal, x1_sum = centred_sums(x1, x, weight, mean, scale) if x1_sums is None else x1_sums
     a1, x1_mean = x1_times_normal / n, x1_sum / n
     # The kernel's Σ ȳ (x − mean) r, with ẋ for x, mean 0 and r = 1: a product and its sums in one pass.
-    products, _ = _sums(y, x1, weight, torch.zeros_like(mean), torch.ones_like(mean))
+    products, _ = centred_sums(y, x1, weight, torch.zeros_like(mean), torch.ones_like(mean))
     c = products / n - y_mean * x1_mean
     bend = -weight * scale * scale
     slope = w1 * scale
     of_normal = bend * (c - 3 * a * a1) - slope * a
     of_y, of_x1 = bend * a1 + slope, bend * a
     constant = -bend * (y_mean * a1 + x1_mean * a) - slope * y_mean - of_normal * scale * mean
-    to_x = _sum(x, (x, of_normal * scale), (y, of_y), (x1, of_x1), (None, constant))
+    to_x = per_channel_sum(x, (x, of_normal * scale), (y, of_y), (x1, of_x1), (None, constant))
     return to_x, n * scale * (c - a * a1)
 
 
@@ -213,8 +213,8 @@ def _pull(y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> 
     return _unrolled(moved, x), *sums
 
 
-def _sums(y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ ȳ x̂ and Σ ȳ."""
+def centred_sums(y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ ȳ x̂ and Σ ȳ, (C,); ``weight`` has no part in them."""
     _, times_normal, total = _kernel(y, x, weight, mean, scale, to_x=False)
     return times_normal, total
 
@@ -243,7 +243,7 @@ def _unrolled(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(batch, length, channels).transpose(1, 2)
 
 
-def _sum(like: Tensor, start: tuple[Tensor, Tensor | None], *terms: tuple[Tensor | None, Tensor]) -> Tensor:
+def per_channel_sum(like: Tensor, start: tuple[Tensor, Tensor | None], *terms: tuple[Tensor | None, Tensor]) -> Tensor:
     """Σ tensor · factor, (B, C, ...), with one factor per channel; None is 1.
 
     Summed in float32 or wider, since terms may cancel, and returned in the dtype of ``like``.

@@ -30,7 +30,9 @@ from nme.derivatives.convolutions import Conv1d, Conv2d
 from nme.derivatives.cross_entropy import softmax_hessian_product
 from nme.derivatives.double_backward import quadratic_form_by_double_backward
 from nme.derivatives.losses import AnyLoss, Loss
+from nme.derivatives.modes import custom_derivatives_disabled
 from nme.derivatives.single_pass import logits_of
+from nme.derivatives.taylor_batch_norm import taylor_batch_norm
 
 RULES: dict[type[nn.Module], Callable[..., Any]] = {}
 
@@ -224,7 +226,10 @@ def _dropout(layer: nn.Dropout, along: Callable[[Tensor], Taylor], x: Taylor) ->
 
 @rule(nn.Linear, nn.Conv1d, nn.Conv2d, Conv1d, Conv2d)
 def _affine(layer: Any, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
-    """Wx + b: all parts pass through W in one call, value and first through u's part of W in another."""
+    """Wx + b: all parts pass through W in one call, value and first through u's part of W in another.
+
+    Images pass one by one: to join them takes longer than further calls.
+    """
     # Signals are joined and cut in the memory order that ``nme.derivatives.signals`` takes and gives.
     signals = isinstance(layer, nn.Conv1d)
 
@@ -232,8 +237,10 @@ def _affine(layer: Any, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
         return part.transpose(1, 2) if signals else part
 
     def apply(parts: list[Tensor], weight: Tensor, bias: Tensor | None) -> list[Tensor]:
-        stacked = turned(torch.cat([turned(part) for part in parts])) if len(parts) > 1 else parts[0]
         function = functional.linear if isinstance(layer, nn.Linear) else layer._conv_forward
+        if isinstance(layer, nn.Conv2d):
+            return [function(part, weight, bias) for part in parts]
+        stacked = turned(torch.cat([turned(part) for part in parts])) if len(parts) > 1 else parts[0]
         return [turned(part) for part in turned(function(stacked, weight, bias)).chunk(len(parts))]
 
     parts = [part for part in x.parts if part is not None]  # an input has a value alone
@@ -243,7 +250,8 @@ def _affine(layer: Any, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
     if weight.first is not None:
         moved, *further = apply(parts[:2], weight.first, None)
         first = _sum(first, moved)
-        second = _sum(second, 2 * further[0] if further else None)
+        if further:
+            second = 2 * further[0] if second is None else torch.add(second, further[0], alpha=2)
     if layer.bias is None:
         return Taylor(value, first, second)
     column = (-1, *(1 for _ in range(value.dim() - 2))) if not isinstance(layer, nn.Linear) else (-1,)
@@ -256,7 +264,11 @@ def _batch_norm(layer: Any, along: Callable[[Tensor], Taylor], x: Taylor) -> Tay
     dtype, others = x.dtype, [d for d in range(x.value.dim()) if d != 1]
     column = (-1, *(1 for _ in others[1:]))
     x = x.to(torch.promote_types(dtype, torch.float32))
-    if layer.training or layer.running_mean is None:
+    own_statistics = layer.training or layer.running_mean is None
+    if own_statistics and x.value.dim() == 4 and x.first is not None and not custom_derivatives_disabled():
+        (w, w1, _), (b, b1, _) = _materialised(along(layer.weight)), _materialised(along(layer.bias))
+        return Taylor(*taylor_batch_norm(*_materialised(x), w, w1, b, b1, layer.eps)).to(dtype)
+    if own_statistics:
         centred = x.map(lambda part: part - part.mean(others, keepdim=True))
         variance = _mean_square(centred, others)
     else:
@@ -294,9 +306,14 @@ def _inverse_root(x: Taylor) -> Taylor:
 @rule(Activate)
 def _activate(layer: Activate, along: Callable[[Tensor], Taylor], x: Taylor) -> Taylor:
     """φ(x), φ'(x) x' and φ''(x) x'² + φ'(x) x''."""
-    first = torch.zeros_like(x.value) if x.first is None else x.first
-    second = torch.zeros_like(x.value) if x.second is None else x.second
-    return Taylor(*_Activation.apply(x.value, first, second, layer.activation))
+    return Taylor(*_Activation.apply(*_materialised(x), layer.activation))
+
+
+def _materialised(x: Taylor) -> tuple[Tensor, Tensor, Tensor]:
+    """The parts, with zeros for None."""
+    value, *others = x.parts
+    first, second = (torch.zeros_like(value) if part is None else part for part in others)
+    return value, first, second
 
 
 class _Activation(Function):
@@ -311,7 +328,7 @@ class _Activation(Function):
             return activation.value(x), slope * x1, slope * x2
         bend = activation.second(x)
         ctx.save_for_backward(x, x1, x2, slope, bend)
-        return activation.value(x), slope * x1, bend * x1.square() + slope * x2
+        return activation.value(x), slope * x1, x1.square().mul_(bend).add_(slope * x2)
 
     @staticmethod
     @once_differentiable
@@ -322,5 +339,5 @@ class _Activation(Function):
         x, x1, x2, slope, bend = ctx.saved_tensors
         third = ctx.activation.third(x)
         y2x1 = y2 * x1
-        to_x = y * slope + bend * (y1 * x1 + y2 * x2) + third * y2x1 * x1
-        return to_x, y1 * slope + 2 * bend * y2x1, y2 * slope, None
+        to_x = (y1 * x1).add_(y2 * x2).mul_(bend).add_(y * slope).add_((third * y2x1).mul_(x1))
+        return to_x, (y1 * slope).add_(y2x1.mul_(bend), alpha=2), y2 * slope, None
