@@ -577,3 +577,18 @@ def test_buffers_made_in_inference_mode():
         GradientPenalty(0.1).backward(
             model, nn.CrossEntropyLoss(), (torch.ones(4, 3), torch.zeros(4, dtype=torch.long))
         )
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_what_cannot_be_trained_is_one_sentence(name):
+    method, loss = METHODS[name](0.1), nn.CrossEntropyLoss()
+    model, x, y = nn.Linear(3, 4), torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 4])
+    with pytest.raises(NmeError, match=r"a label is 4 \(allowed: 0 to 3"):
+        method.backward(model, loss, (x, y))
+    with pytest.raises(NmeError, match=r"a label is -1 \(allowed: 0 to 3"):
+        method.backward(model, loss, (x, y - 1))
+    with pytest.raises(NmeError, match="lazy layer has no parameters yet"):
+        method.backward(nn.LazyLinear(4), loss, (x, y.clamp(max=3)))
+    with torch.inference_mode(), pytest.raises(NmeError, match="inference_mode"):
+        method.backward(model, loss, (x, y.clamp(max=3)))
+    assert all(p.grad is None for p in model.parameters())

@@ -173,10 +173,15 @@ class Evaluation:
         """L, a scalar with its graph.
 
         Raises:
-            NmeError: a loss without a closed form is computed again, but has drawn random numbers or changed a buffer.
+            NmeError: a target that does not fit the output; or a loss without a closed form is computed again, but has
+                drawn random numbers or changed a buffer.
         """
         if not isinstance(loss, AnyLoss):
-            return loss.value(output, target)
+            try:
+                return loss.value(output, target)
+            except (RuntimeError, IndexError):
+                loss.check(output.detach(), target)
+                raise
         self.refuse_unrepeatable_loss()
         self._loss_seen = True
         if not self.inspect:

@@ -12,7 +12,8 @@ class Update(NamedTuple):
     """Direction of a step, and the values that the step records.
 
     Attributes:
-        direction: used in place of g, one tensor per parameter with ``requires_grad``, without graph.
+        direction: used in place of g, one tensor per parameter with ``requires_grad``, without graph. After
+            ``Method.backward`` it may be the memory of ``.grad``: clone it before you clip.
         loss: L of the batch, a scalar.
         output: the model's output for this process's examples, without graph; logits (b, C) for cross-entropy. A list
             with one entry per micro-batch from ``Method.accumulate`` and from models in DistributedDataParallel.

@@ -11,6 +11,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -56,6 +57,8 @@ def prepared(
         NmeError: something that cannot be used.
     """
     found = loss_of(loss)
+    if torch.is_inference_mode_enabled():
+        raise NmeError("torch.inference_mode() is on, where nothing has a gradient (expected: outside of it)")
     if not isinstance(model, nn.Module):
         raise NmeError(f"model is {type(model).__name__} (expected a torch.nn.Module)")
     group = None
@@ -158,7 +161,10 @@ def _checked(modules: list[nn.Module], parameters: list[nn.Parameter], order: in
         recurrent = recurrent or isinstance(module, nn.RNNBase)
         if module._buffers:
             owners.append(module)
-    if any(type(p) is not nn.Parameter and hasattr(p, "device_mesh") for p in parameters):
+    others = [p for p in parameters if type(p) is not nn.Parameter]
+    if any(isinstance(p, UninitializedParameter) for p in others):
+        raise NmeError("a lazy layer has no parameters yet (expected: run the model once before)")
+    if any(hasattr(p, "device_mesh") for p in others):
         raise NmeError("sharded parameters (FSDP, DTensor) are not supported (expected DistributedDataParallel)")
     if any(p.dtype == torch.float16 for p in parameters):
         raise NmeError("parameters are float16, whose gradients underflow (expected float32 or bfloat16)")
