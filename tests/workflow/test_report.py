@@ -28,3 +28,7 @@ def test_the_report_has_every_figure_with_its_words(finished, report):
 def test_the_report_has_the_claims_as_a_page(report):
     assert "claims.html" in report
     assert "Which of the paper's claims hold at this scale" in report
+
+
+def test_the_top_of_a_tall_figure_can_be_reached(report):
+    assert "align-items: safe center" in report, "the stylesheet that the profile names"
