@@ -466,11 +466,27 @@ def test_data_dir_may_start_with_the_home_folder(folder, tmp_path, monkeypatch):
 
 
 def test_a_figure_without_a_drawing_is_refused(folder):
-    shutil.copy(folder.path / MEASURES, folder.path / "figures/my-fig.yaml")
-    assert "unknown figure 'my-fig'" in folder.message()
+    shutil.copy(folder.path / MEASURES, folder.path / "figures/my_fig.yaml")
+    assert "unknown figure 'my_fig'" in folder.message()
     assert "src/nme/figures has no drawing of this name" in folder.message()
 
 
 def test_a_figure_with_curves_needs_no_drawing_of_its_own(folder):
     shutil.copy(folder.path / FIGURE, folder.path / "figures/mine.yaml")
     assert folder.load().figures["mine"].curves.lines == "activation"
+
+
+@pytest.mark.parametrize("name", ["figures/My Fig.yaml", "figures/fig(1.yaml", "figures/new.yml", "scales/2.yaml"])
+def test_names_of_files_are_names_of_targets(folder, name):
+    (folder.path / name).touch()
+    assert f"{name}: not a name (allowed: lower-case letters" in folder.message()
+
+
+def test_null_on_the_command_line_is_null(folder):
+    project = load_project(yaml.safe_load((folder.path / "config.yaml").read_text()) | {"seeds": "null"}, folder.path)
+    assert project.config.seeds is None
+
+
+def test_a_missing_folder_says_what_to_copy(tmp_path):
+    with pytest.raises(NmeError, match="scales: no such folder"):
+        load_project({"scale": "tiny"}, tmp_path)

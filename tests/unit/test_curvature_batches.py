@@ -208,7 +208,7 @@ RIGHT = {
     "compiled module": Case((X, Y), loss=torch.compile(nn.CrossEntropyLoss(), backend="aot_eager")),
     # ------------------------------------------------------------ forms of data
     "two tensors": Case(
-        [X[:3], X[3:]], on_all(MSE, X), MSE, partial(mlp, outputs=5), {"forward": lambda m, b: (m(b), b)}
+        [X[:2], X[2:]], on_all(MSE, X), MSE, partial(mlp, outputs=5), {"forward": lambda m, b: (m(b), b)}
     ),
     "a tuple of three": Case((X, Y, T), options={"forward": lambda m, b: (m(b[0]), b[1])}),
     "named tuple": Case([Fields(X, Y)], options={"forward": lambda m, b: (m(b.x), b.y)}),
@@ -642,3 +642,9 @@ class TestTraining:
         for method in (GradientPenaltyWithoutNme, GaussNewtonTraceByProbes):
             with pytest.raises(NmeError, match="the target depends on parameters"):
                 self.direction(MSE, [(X, None)], method, forward=forward)
+
+
+def test_a_batch_of_a_loader_is_not_taken_apart():
+    """A loader gives lists: with forward= this one might be two batches, with the same shapes and another gradient."""
+    with pytest.raises(NmeError, match="list of tensors of one length: one batch or several"):
+        Curvature(mlp(), nn.MSELoss(), [X, X], forward=lambda m, b: (m(b[0]), b[1]))

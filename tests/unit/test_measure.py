@@ -1,6 +1,7 @@
 """The measure stage: second derivatives that are not zero, and what stands in a file of measurements."""
 
 import math
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -352,8 +353,11 @@ def test_a_diverged_member_has_values_from_before_alone(data, seen, tmp_path):
     assert {(row["seed"], row["at"]) for row in rows_of(tmp_path / "measured.parquet")} == {(seed, 0) for seed in SEEDS}
 
 
-def test_a_job_without_any_network_has_a_file_without_rows(data, kept, tmp_path):
+def test_a_diverged_job_has_a_file_without_rows(data, kept, tmp_path):
     (tmp_path / "snapshots").mkdir()
+    rows, record = parquet.read(kept.with_name("metrics.parquet"))
+    place = rows.schema.get_field_index("diverged")
+    parquet.write(rows.set_column(place, "diverged", [[True] * len(rows)]), tmp_path / "metrics.parquet", record)
     measure(settings({"traces": [1.0]}), data, tmp_path / "snapshots", tmp_path / "none.parquet", CPU)
     measure(settings({"traces": [1.0]}), data, kept, tmp_path / "some.parquet", CPU)
     none, some = (parquet.read(tmp_path / f"{name}.parquet")[0] for name in ("none", "some"))
@@ -373,3 +377,11 @@ def test_weights_that_are_gone_are_one_message(data, tmp_path):
     with pytest.raises(NmeError, match=r"the weights of seed 0 are missing \(delete .* to train it again\)"):
         measure(settings({"traces": [0.0, 1.0]}), data, tmp_path / "snapshots", tmp_path / "measured.parquet", CPU)
     assert not (tmp_path / "measured.parquet").exists()
+
+
+def test_a_network_that_is_gone_is_no_divergence(data, kept, tmp_path):
+    folder = tmp_path / "job"
+    shutil.copytree(kept.parent, folder)
+    (folder / "snapshots" / f"seed={SEEDS[0]}-at=1.pt").unlink()
+    with pytest.raises(NmeError, match=rf"the weights of seed {SEEDS[0]} are missing"):
+        measure(settings({"traces": [0.0, 1.0]}), data, folder / "snapshots", tmp_path / "measured.parquet", CPU)

@@ -8,6 +8,7 @@ from dense_reference import BatchStatistics, central_differences, flat, relative
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from nme.errors import NmeError
 from nme.methods import (
@@ -592,3 +593,32 @@ def test_what_cannot_be_trained_is_one_sentence(name):
     with torch.inference_mode(), pytest.raises(NmeError, match="inference_mode"):
         method.backward(model, loss, (x, y.clamp(max=3)))
     assert all(p.grad is None for p in model.parameters())
+
+
+class Reentrant(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.last(checkpoint(self.first, x, use_reentrant=True))
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_reentrant_checkpoints_are_refused(name):
+    """Autograd passes over a first block whose inputs need a gradient: its parameters would get none."""
+    batch = torch.randn(5, 3, requires_grad=True), torch.randint(4, (5,))
+    with pytest.raises(NmeError, match="reentrant checkpoint hides its parameters"):
+        METHODS[name](0.1).backward(Reentrant(), nn.CrossEntropyLoss(), batch)
+
+
+def test_cached_parametrisations_are_refused():
+    """A cache would keep the weights while SAM displaces the parameters."""
+    model, batch = nn.Linear(3, 4), (torch.randn(5, 3), torch.randint(4, (5,)))
+    with nn.utils.parametrize.cached(), pytest.raises(NmeError, match="cached"):
+        METHODS["sam"](0.1).backward(model, nn.CrossEntropyLoss(), batch)
+
+
+def test_unknown_arguments_name_the_known_ones():
+    with pytest.raises(NmeError, match=r"'rho' \(allowed: seed, strength"):
+        METHODS["sam"](rho=0.1)

@@ -23,6 +23,12 @@ def test_every_figure_is_planned_at_every_scale(project, scale):
     assert not (project.folder / "results").exists()
 
 
+def test_without_a_target_all_figures_are_planned(project):
+    planned = jobs(project.run("snakemake", "-n", "--config", "scale=laptop"))
+    assert planned.pop("default") == 1
+    assert planned == jobs(project.run("snakemake", "-n", "--config", "scale=laptop", "--", "all"))
+
+
 def test_a_figure_is_a_target_and_wants_only_its_own_cells(project):
     planned = project.planned("figures/fig2.pdf", scale="laptop")
     scale = yaml.safe_load((ROOT / "config/scales/laptop.yaml").read_text())

@@ -16,6 +16,7 @@ rule claims:
         ),
     log:
         "logs/{scale}/claims.log",
+    localrule: True
     params:
         spec=claims_settings,
     shell:

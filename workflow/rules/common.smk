@@ -46,7 +46,8 @@ def require(check, *arguments):
 
 
 def figures_of_kind(*kinds):
-    return [f"figures/{n}.pdf" for n, f in PROJECT.figures.items() if f.kind in kinds]
+    names = [n for n, figure in PROJECT.figures.items() if figure.kind in kinds]
+    return expand("figures/{name}.{kind}", name=names, kind=["pdf", "png", "csv"])
 
 
 def dataset_names(streamed):

@@ -9,6 +9,7 @@ rule map:
         "results/{scale}/map.parquet",
     log:
         "logs/{scale}/map.log",
+    localrule: True
     params:
         spec=map_settings,
     shell:

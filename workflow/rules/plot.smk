@@ -16,6 +16,7 @@ rule plot:
         csv="figures/{figure}.csv",
     log:
         "logs/figures/{figure}.log",
+    localrule: True
     params:
         spec=plot_settings,
         caption=figure_caption,

@@ -9,6 +9,7 @@ rule tables:
         "results/{scale}/tables/{figure}.parquet",
     log:
         "logs/{scale}/tables/{figure}.log",
+    localrule: True
     params:
         spec=table_settings,
     shell:

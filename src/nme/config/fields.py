@@ -109,7 +109,8 @@ def distinct_methods(methods: Any) -> Any:
     return methods
 
 
-Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+IDENTIFIER = r"^[a-z][a-z0-9_]*$"
+Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
 # Canonical spelling: 0.1, 1e-1 and "0.10" are the same cell.
 Number = Annotated[
     str,

@@ -4,6 +4,7 @@
 figures, and ``config/style.yaml`` sets the colours.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ from pydantic import (
 )
 
 from nme.activations import ACTIVATIONS
-from nme.config.fields import AXIS_IN_NAME, Closed, Drawn, coloured
+from nme.config.fields import AXIS_IN_NAME, IDENTIFIER, Closed, Drawn, coloured
 from nme.config.figure import DRAWINGS, Figure, Grid
 from nme.config.messages import check
 from nme.config.scale import Scale
@@ -90,6 +91,10 @@ def load_project(values: dict[str, Any], folder: Path | str = "config") -> Proje
         NmeError: any mistake in any of the files; or a data_dir that does not exist.
     """
     folder = Path(folder)
+    if not (folder / "scales").is_dir():
+        raise NmeError(f"{folder}/scales: no such folder (a module of another workflow needs a copy of nme's config)")
+    if isinstance(values, dict):  # --config gives null as a text
+        values = {key: None if value == "null" else value for key, value in values.items()}
     config = check(Config, values, f"{folder}/config.yaml")
     if config.data_dir is not None and not Path(config.data_dir).expanduser().is_dir():
         raise NmeError(f"data_dir is '{config.data_dir}', which is not a folder (give an existing one, or null)")
@@ -101,6 +106,9 @@ def load_project(values: dict[str, Any], folder: Path | str = "config") -> Proje
     if config.seeds is not None:
         scale = scale.model_copy(update={"seeds": config.seeds})
     figures = {}
+    for path in [*folder.glob("scales/*.y*ml"), *folder.glob("figures/*.y*ml")]:
+        if path.suffix != ".yaml" or not re.fullmatch(IDENTIFIER, path.stem):
+            raise NmeError(f"{path}: not a name (allowed: lower-case letters, digits and _, from a letter on; .yaml)")
     for path in sorted(folder.glob("figures/*.yaml")):
         figure = figures[path.stem] = check(Figure, read_yaml(path), str(path))
         if not figure.curves and path.stem not in DRAWINGS:

@@ -191,6 +191,11 @@ class Scale(Closed):
             allowed = "a number of px, as 224" if recipe.resolution is None else "null: its inputs have one size"
             found = recipe.resolution or "null"
             raise ValueError(f"{where}: resolution is {found} for '{recipe.dataset}' (allowed: {allowed})")
+        size = self.datasets[recipe.dataset].train
+        if size is not None and recipe.batch_size > size:
+            raise ValueError(
+                f"{where}: batch_size is {recipe.batch_size} (allowed: up to {size}, the training examples)"
+            )
         if recipe.channels_last and len(shape) != 3:
             raise ValueError(
                 f"{where}: channels_last is true, but '{recipe.dataset}' has inputs {shape} (allowed: false)"

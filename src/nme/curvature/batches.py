@@ -63,7 +63,10 @@ class Batches:
                 continue
             if not _is_pair(batch):
                 found = type(batch).__name__ + (f" of {len(batch)}" if isinstance(batch, Sequence) else "")
-                raise NmeError(f"batch {number} is a {found} (allowed: a pair (inputs, target), or give forward=)")
+                several = "; a single pair whose target is no tensor goes in a list: [(inputs, target)]"
+                raise NmeError(
+                    f"batch {number} is a {found} (allowed: a pair (inputs, target), or give forward={several})"
+                )
             inputs, target = arguments(batch[0], self.model), mapped(batch[1], _tensor)
             labelled = isinstance(target, Tensor) and target.dim() > 0
             examples = len(target) if labelled else _examples(inputs)
@@ -203,11 +206,19 @@ def _is_single(inputs: Any, target: Any) -> bool:
 
 
 def _is_single_whole(data: Any) -> bool:
-    """True for a tuple; a tuple of nothing but tuples and dicts may be one batch or several.
+    """True for a tuple.
+
+    One of nothing but tuples and dicts may be one batch or several, and so may a list of tensors of one length.
 
     Raises:
-        NmeError: it is such a tuple.
+        NmeError: it is such a tuple or list.
     """
+    tensors = isinstance(data, list) and len(data) > 1 and all(_is_tensor(part) and len(part.shape) for part in data)
+    if tensors and len({len(part) for part in data}) == 1:
+        raise NmeError(
+            "data is a list of tensors of one length: one batch or several, with forward= (give a tuple for one batch,"
+            " and a list of tuples or dicts for several)"
+        )
     if not isinstance(data, tuple):
         return False
     if data and all(isinstance(part, tuple | list | Mapping) for part in data) and not hasattr(data, "_fields"):

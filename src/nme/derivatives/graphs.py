@@ -51,6 +51,8 @@ def refuse_wrong_derivatives(tensor: Tensor, order: int) -> None:
         NmeError: there is such an operation.
     """
     names = {node.name() for node in nodes([tensor])}
+    if "CheckpointFunctionBackward" in names:  # autograd would pass over it, or refuse it
+        raise NmeError("a reentrant checkpoint hides its parameters (expected: checkpoint(..., use_reentrant=False))")
     if order > 1 and "WeightNormInterfaceBackward0" in names:
         raise NmeError("weight_norm has wrong second derivatives in PyTorch (remove it: remove_parametrizations)")
     if order > 1 and "NativeLayerNormBackwardBackward0" in names:

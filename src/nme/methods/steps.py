@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -66,6 +67,8 @@ def prepared(
         if not model.require_backward_grad_sync:
             raise NmeError("the model is in no_sync() (expected: all micro-batches in one call of accumulate)")
         group, model = model.process_group, model.module
+    if parametrize._cache_enabled:
+        raise NmeError("parametrize.cached() is on, and methods move the parameters (expected: inside of forward=)")
     modules = modules_of(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
@@ -221,7 +224,7 @@ def plain_mode(model: nn.Module, autocast: torch.dtype | None, order: int) -> It
             text = str(error).partition("\n")[0]
             if any(words in text for words in ("3rd+ order", "is not implemented", "double backward")):
                 raise NmeError(
-                    f"PyTorch has no derivative of order {order} for a layer of the model ({text})"
+                    f"PyTorch has no derivative of order {order} for a layer of the model, or for the loss ({text})"
                 ) from error
             if "torch.utils.checkpoint" in text:
                 raise NmeError(f"checkpointing does not work here (expected: none; {text})") from error

@@ -53,12 +53,12 @@ def measure(spec: MeasureSpec, manifest: Path, snapshots: Path, output: Path, de
         )
         for at in times_of_snapshots(spec.quantities):
             snapshot = read_snapshot(snapshots, seed, at)
-            if snapshot is None and at == 0:  # not diverged yet: an archive of results, say, has no weights
-                raise NmeError(
+            if snapshot is None:
+                if at > 0 and seed in _diverged(snapshots.with_name("metrics.parquet")):
+                    continue
+                raise NmeError(  # an archive of results, say, has no weights
                     f"{snapshots}: the weights of seed {seed} are missing (delete {snapshots.parent} to train it again)"
                 )
-            if snapshot is None:
-                continue
             model.load_state_dict(snapshot["model"])
             model.eval()
             for name in [name for name, times in spec.quantities.items() if at in times]:
@@ -74,6 +74,12 @@ def measure(spec: MeasureSpec, manifest: Path, snapshots: Path, output: Path, de
         data=contents["splits"],
     )
     parquet.write(pa.Table.from_pylist(rows, schema=_columns()), output, record)
+
+
+def _diverged(metrics: Path) -> set[int]:
+    """Seeds of the members that diverged in a training job."""
+    table, _ = parquet.read(metrics)
+    return {row["seed"] for row in table.select(["seed", "diverged"]).to_pylist() if row["diverged"]}
 
 
 def _columns() -> pa.Schema:
