@@ -65,8 +65,8 @@ class Method(Named):
     ):
         for key in parameters:
             if key not in self.parameters:
-                known = ["strength", "seed", *self.parameters]
-                raise NmeError(unknown(f"parameter of {type(self).__name__}", key, known))
+                allowed = ["strength", "seed", *self.parameters]
+                raise NmeError(unknown(f"parameter of {type(self).__name__}", key, allowed))
         values = {}
         for key, known in self.parameters.items():
             value = parameters.get(key, known.default)
