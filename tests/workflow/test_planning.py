@@ -105,3 +105,12 @@ def test_an_unknown_figure_is_one_message(project):
     assert "No rule to produce figures/fig99.pdf" in text
     assert "Traceback" not in text
     assert "Job stats" not in text
+
+
+@pytest.mark.parametrize(
+    "path", ["tables/fig1.parquet", "landscape/fig2.parquet", "train/nope/relu/sgd/0/seed=0/metrics.parquet"]
+)
+def test_a_file_that_no_figure_has_is_no_target(project, path):
+    text = project.run("snakemake", "-n", "--config", "scale=tiny", "--", f"results/tiny/{path}", ok=False)
+    assert f"No rule to produce results/tiny/{path}" in text
+    assert "Traceback" not in text

@@ -30,7 +30,7 @@ MEASUREMENTS = cells.measurements(PROJECT)
 wildcard_constraints:
     scale=SCALE,
     dataset="[a-z0-9_]+",
-    recipe="[a-z0-9_]+",
+    recipe="|".join(PROJECT.scale.recipes),
     activation="[a-z0-9_=.-]+",
     method="[a-z0-9_=.-]+",
     strength="[0-9.]+",
@@ -48,6 +48,10 @@ def require(check, *arguments):
 def figures_of_kind(*kinds):
     names = [n for n, figure in PROJECT.figures.items() if figure.kind in kinds]
     return expand("figures/{name}.{kind}", name=names, kind=["pdf", "png", "csv"])
+
+
+def names_of_figures(condition):
+    return "|".join(n for n, figure in PROJECT.figures.items() if condition(figure))
 
 
 def dataset_names(streamed):
@@ -91,6 +95,8 @@ def cell_settings(wildcards):
 
 def measure_settings(wildcards):
     cell, seeds = cell_of(wildcards), cells.parse_seeds(wildcards.seeds)
+    if cell not in MEASUREMENTS:
+        raise WorkflowError(f"no figure of scale '{SCALE}' measures {cell}")
     return json.dumps(
         specs.measure_spec(PROJECT, cell, seeds, MEASUREMENTS[cell]).as_json()
     )

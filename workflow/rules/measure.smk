@@ -31,6 +31,8 @@ rule landscape:
         "results/{scale}/landscape/{figure}.parquet",
     log:
         "logs/{scale}/landscape/{figure}.log",
+    wildcard_constraints:
+        figure=names_of_figures(lambda figure: figure.landscape),
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 10 * attempt,

@@ -9,6 +9,8 @@ rule tables:
         "results/{scale}/tables/{figure}.parquet",
     log:
         "logs/{scale}/tables/{figure}.log",
+    wildcard_constraints:
+        figure=names_of_figures(lambda figure: figure.grid),
     localrule: True
     params:
         spec=table_settings,
