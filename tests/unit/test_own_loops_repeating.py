@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nme.errors import NmeError
 from nme.methods import (
+    METHODS,
     GaussNewtonTrace,
     GaussNewtonTraceByProbes,
     GradientPenalty,
@@ -710,3 +711,46 @@ def test_a_batch_of_any_kind_is_only_looked_at():
 def test_embeddings_that_scale_their_rows_are_taken():
     model = nn.Sequential(nn.Embedding(4, 5, max_norm=1.0), nn.Linear(5, 3)).double()
     Sam(0.1).backward(model, CE, (torch.randint(4, (8,)), torch.randint(3, (8,))))
+
+
+class Weighing(nn.Module):
+    """Leaves weights of examples, or a balance with a graph, for the loss to read."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.layer, self.graph = nn.Linear(4, 3), graph
+
+    def forward(self, x):
+        z = self.layer(x)
+        share = z.softmax(1).square().mean()
+        self.extra = share if self.graph else share.detach()
+        return z
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("name", ["sam", "usam", "hessian_trace", "grad_norm_gn"])
+def test_a_loss_that_reads_what_the_forward_pass_leaves_is_refused_by_methods_of_several_passes(name, graph):
+    model, batch = Weighing(graph).double(), (torch.randn(6, 4).double(), torch.randint(3, (6,)))
+    with pytest.raises(NmeError, match=r"depends on parameters directly|reads an attribute that the forward pass"):
+        METHODS[name](0.1).backward(model, lambda z, y: CE(z, y) * (1 + model.extra), batch)
+    assert model.layer.weight.grad is None
+
+
+@pytest.mark.parametrize("name", ["sgd", "weight_noise", "grad_norm"])
+def test_methods_of_one_pass_take_such_a_loss(name):
+    torch.manual_seed(0)
+    model, batch = Weighing(True).double(), (torch.randn(6, 4).double(), torch.randint(3, (6,)))
+
+    def within(model, batch):
+        z = model(batch[0])
+        return z, (batch[1], model.extra)
+
+    found = []
+    for loss, forward in (
+        (lambda z, y: CE(z, y) * (1 + model.extra), None),
+        (lambda z, t: CE(z, t[0]) * (1 + t[1]), within),
+    ):
+        model.zero_grad()
+        METHODS[name](0.1).backward(model, loss, batch, forward=forward)
+        found.append(model.layer.weight.grad.clone())
+    assert torch.equal(*found)

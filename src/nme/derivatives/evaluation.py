@@ -197,7 +197,18 @@ class Evaluation:
             self.habits = self.habits._replace(loss="the loss draws random numbers")
         elif buffers.changed() or attributes:
             self.habits = self.habits._replace(loss="the loss changes its own buffers or attributes")
+        elif self._attributes and self._reads_attributes(loss, output, target, value):
+            self.habits = self.habits._replace(loss="the loss reads an attribute that the forward pass sets")
         return value
+
+    def _reads_attributes(self, loss: Loss, output: Tensor, target: Any, value: Tensor) -> bool:
+        """True if the loss is another where attributes are as before the pass, as they will be in further passes."""
+        try:
+            with self._attributes.as_before():
+                before = loss.value(output.detach().requires_grad_(), target)
+        except Exception:  # without the attribute a loss of the user's may raise anything
+            return True
+        return not torch.equal(before.detach().nan_to_num(), value.detach().nan_to_num())
 
     def refuse_unrepeatable_loss(self) -> None:
         """Raise if the loss has given a value that another evaluation would not give.
@@ -207,8 +218,8 @@ class Evaluation:
         """
         if self._loss_seen and self.habits.loss:
             raise NmeError(
-                f"{self.habits.loss}, but the method evaluates it several times (expected: in forward=, or between"
-                " steps)"
+                f"{self.habits.loss}, but the method evaluates it several times (expected: in forward=, as a part of"
+                " its output or target, or between steps)"
             )
 
     def _first(self, model: nn.Module, inputs: Any, target: Any) -> tuple[Any, Any]:
