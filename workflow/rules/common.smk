@@ -30,7 +30,7 @@ MEASUREMENTS = cells.measurements(PROJECT)
 wildcard_constraints:
     scale=SCALE,
     dataset="[a-z0-9_]+",
-    recipe="|".join(PROJECT.scale.recipes),
+    recipe="[a-z0-9_]+",
     activation="[a-z0-9_=.-]+",
     method="[a-z0-9_=.-]+",
     strength="[0-9.]+",
