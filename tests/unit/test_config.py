@@ -215,6 +215,7 @@ MISTAKES = [
     (SCALE, "axes.rho", [10**400], ["axes.rho.0", NUMBER_ALLOWED]),
     (SCALE, "axes.rho", 0.1, ["axes.rho is 0.1", "list"]),
     (SCALE, "recipes.digits_mlp.batch_size", 0, ["recipes.digits_mlp.batch_size is 0", "greater than 0"]),
+    (SCALE, "recipes.digits_mlp.batch_size", 100000, ["batch_size is 100000 (allowed: up to", "training examples"]),
     (SCALE, "recipes.digits_mlp.epochs", 0, ["recipes.digits_mlp.epochs is 0", "greater than 0"]),
     (SCALE, "recipes.digits_mlp.learning_rate", float("nan"),
      ["recipes.digits_mlp.learning_rate is nan", "finite"]),
