@@ -121,6 +121,12 @@ MISTAKES = [
      ["measure.quantities.0", "quantity 'second_derivative'", "did you mean 'second_derivatives'?", "(allowed: "]),
     ("figures/fig1.yaml", "landscape.activation", ["relo"],
      ["landscape.activation.0", "activation 'relo'", "did you mean 'relu'?"]),
+    (SCALE, "figure_seeds", {"fig22": 4},
+     ["figure_seeds", "figure with members 'fig22'", "did you mean 'fig2'?", "(allowed: ablation,"]),
+    (SCALE, "figure_seeds", {"claims": 4}, ["figure_seeds", "figure with members 'claims'"]),
+    (SCALE, "figure_seeds", {"fig2": 0}, ["figure_seeds.fig2 is 0", "greater than 0"]),
+    (SCALE, "figure_seeds", {"fig2": 3},
+     ["figure_seeds.fig2 is 3", "(allowed with figure_seeds: multiples of recipes.digits_mlp.seeds_per_job, 2)"]),
     (SCALE, "datasets.digts", {},
      
      ["datasets.digts", "dataset 'digts'", "did you mean 'digits'?", DATASETS_ALLOWED, "or name one as its 'source'"]),
@@ -174,7 +180,7 @@ MISTAKES = [
     (STYLE, "method.grad_nrom", "#000000", ["method.grad_nrom", "'grad_nrom'", "did you mean 'grad_norm'?"]),
     # keys
     (SCALE, "sedes", 3,
-     ["key 'sedes'", "did you mean 'seeds'?", "(allowed: axes, datasets, measurement, panels, recipes, seeds)"]),
+     ["key 'sedes'", "did you mean 'seeds'?", "(allowed: axes, datasets, figure_seeds, measurement, panels, recipes,"]),
     (SCALE, "recipes.digits_mlp.warmup_epoch", 1,
      ["recipes.digits_mlp", "key 'warmup_epoch'", "did you mean 'warmup_epochs'?", "batch_size"]),
     (SCALE, "recipes.mnist1d_cnn.model.chanels", [8],

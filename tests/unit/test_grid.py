@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -216,7 +217,7 @@ def test_every_path_of_the_shipped_scales_is_made_by_one_rule(scale):
         found = [path.replace(f"results/{scale}/", "results/tiny/") for path in sources(project, name)]
         if figure.grid:
             pattern = MEASURED if figure.measure else METRICS
-            assert [parsed(pattern, path) for path in found] == training_jobs(figure, project.scale)
+            assert [parsed(pattern, path) for path in found] == training_jobs(project, name)
         elif figure.landscape:
             assert found == [f"results/tiny/landscape/{name}.parquet"]
         else:
@@ -305,9 +306,10 @@ def test_each_cell_and_job_is_there_once(phi, methods, axis, seeds):
     penalties = sum(m != "sgd" for m in methods) * sum(s > 0 for s in axis)
     shared = "sgd" in methods or 0 in axis
     assert len(found) == 2 * len(phi) * (penalties + shared)
-    paths = [metrics_path("tiny", *job) for job in training_jobs(figure, scale)]
+    jobs = training_jobs(project_of("tiny").model_copy(update={"scale": scale, "figures": {"one": figure}}), "one")
+    paths = [metrics_path("tiny", *job) for job in jobs]
     assert len(set(paths)) == len(paths)
-    members = [(cell, seed) for cell, job in training_jobs(figure, scale) for seed in job]
+    members = [(cell, seed) for cell, job in jobs for seed in job]
     assert len(set(members)) == len(members) == len(found) * seeds
 
 
@@ -935,8 +937,8 @@ def test_two_datasets_of_one_source_have_files_and_settings_of_their_own():
 def test_more_seeds_on_the_users_page_train_only_new_members():
     few, many = (load_project({"scale": "tiny", "seeds": seeds}, ROOT / "config") for seeds in (2, 6))
     assert {recipe.seeds_per_job for recipe in few.scale.recipes.values()} == {2}
-    for figure in (figure for figure in few.figures.values() if figure.grid):
-        before, after = (set(training_jobs(figure, project.scale)) for project in (few, many))
+    for name in (name for name, figure in few.figures.items() if figure.grid):
+        before, after = (set(training_jobs(project, name)) for project in (few, many))
         assert after - before == {(cell, seeds) for cell, _ in before for seeds in (range(2, 4), range(4, 6))}
         assert before < after
     measured = measurements(few)
@@ -948,6 +950,30 @@ def test_more_seeds_on_the_users_page_train_only_new_members():
 def test_the_scales_seeds_are_taken_where_the_users_page_has_none():
     assert load_project({"scale": "tiny", "seeds": None}, ROOT / "config").scale.seeds == 2
     assert load_project({"scale": "tiny", "seeds": 3}, ROOT / "config").scale.seeds == 3
+
+
+def test_a_figure_may_have_its_own_number_of_seeds():
+    project = load_project({"scale": "tiny"}, ROOT / "config")
+    few = project.model_copy(update={"scale": project.scale.model_copy(update={"figure_seeds": {"fig2": 4}})})
+    assert {seed for _, seeds in training_jobs(few, "fig2") for seed in seeds} == set(range(4))
+    assert table_spec(few, "fig2").seeds == 4
+    assert "4 seeds;" in scale_sentence(few, "fig2")
+    assert "2 or 4 seeds." in scale_sentence(few, "map")
+    for name in project.figures.keys() - {"fig2"}:
+        assert training_jobs(few, name) == training_jobs(project, name)
+    more = set(training_jobs(few, "fig2")) - set(training_jobs(project, "fig2"))
+    from nme.grid.plan import Estimate, cost  # reads torch
+
+    added = cost({"cpu": Estimate(few, "cpu")}, few.figures).members
+    assert added - cost({"cpu": Estimate(project, "cpu")}, project.figures).members == 2 * len(more)
+
+
+def test_the_users_page_sets_the_seeds_of_every_figure(tmp_path):
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    with (tmp_path / "config/scales/tiny.yaml").open("a") as file:
+        file.write("\nfigure_seeds: {fig2: 4}\n")
+    scales = [load_project({"scale": "tiny", "seeds": n}, tmp_path / "config").scale for n in (None, 6)]
+    assert [(scale.seeds_of("fig2"), scale.seeds_of("fig3")) for scale in scales] == [(4, 2), (6, 6)]
 
 
 def test_a_table_depends_on_its_cells_and_seeds():
@@ -978,7 +1004,7 @@ def test_a_spec_read_from_its_json_is_the_same(scale):
         specs += [map_spec(project, name)] if figure.map else []
         specs += [landscape_spec(figure)] if figure.landscape else []
         specs += [table_spec(project, name)] if figure.grid else []
-        for cell, seeds in training_jobs(figure, project.scale) if figure.grid else []:
+        for cell, seeds in training_jobs(project, name):
             at = snapshots(measured.get(cell, {}))
             specs += [train_spec(project.scale.recipes[cell.recipe], cell, seeds, at)]
             specs += [measure_spec(project, cell, seeds, measured[cell])] if figure.measure else []

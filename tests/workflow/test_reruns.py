@@ -32,7 +32,7 @@ Wanted = Callable[[Cell], bool]
 
 def jobs(figures: dict, wanted: Wanted = lambda cell: True) -> set[tuple]:
     """Training jobs of these figures whose cell is wanted."""
-    return {job for figure in figures.values() for job in training_jobs(figure, TINY.scale) if wanted(job[0])}
+    return {job for name in figures for job in training_jobs(TINY, name) if wanted(job[0])}
 
 
 def plan(**counts: int) -> dict[str, int]:

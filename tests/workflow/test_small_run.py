@@ -35,7 +35,7 @@ def test_every_result_is_of_its_settings(trained, names):
     measured = measurements(project)
     for name in names:
         figure = project.figures[name]
-        for cell, seeds in training_jobs(figure, project.scale) if figure.grid else []:
+        for cell, seeds in training_jobs(project, name):
             recipe, asked = project.scale.recipes[cell.recipe], measured.get(cell, {})
             rows, record = read(trained.folder / metrics_path("tiny", cell, seeds))
             assert record["spec"] == train_spec(recipe, cell, seeds, snapshots(asked)).as_json()

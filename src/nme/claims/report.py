@@ -126,7 +126,7 @@ def note(spec: ClaimsSpec, rows: pd.DataFrame) -> str:
     counts = pairs["verdict"].value_counts()
     smallest = spec.smallest_effect
     return (
-        f"Scale {spec.scale}, {rows['seeds'].max()} paired seeds. A verdict per claim and recipe: "
+        f"Scale {spec.scale}, {_seeds(rows)}. A verdict per claim and recipe: "
         f"{', '.join(f'{n} {verdict}' for verdict, n in counts.items())}. "
         f"Smallest effect of interest: {smallest.points:g} points, {smallest.percent:g} % of a trace. "
         f"Holm's method corrects for {len(pairs)} verdicts, at 5 % in favour and at 5 % against (together 10 %). "
@@ -134,6 +134,14 @@ def note(spec: ClaimsSpec, rows: pd.DataFrame) -> str:
         "Results are conditional on one test set per dataset. "
         "The rule is at the head of src/nme/claims/verdicts.py and in docs/science.md."
     )
+
+
+def _seeds(rows: pd.DataFrame) -> str:
+    claims = rows.groupby("seeds")["claim"].unique()
+    if len(claims) == 1:
+        return f"{claims.index[0]} paired seeds"
+    by_number = [f"{n} for claim {', '.join(map(str, claims[n]))}" for n in claims.index[::-1]]
+    return f"paired seeds: {'; '.join(by_number)}"
 
 
 CSS = "body{font:14px sans-serif;margin:2em} td,th{padding:.4em .8em;text-align:left;vertical-align:top}"

@@ -35,7 +35,7 @@ class Config(Closed):
     )
     seeds: Count | None = Field(
         None,
-        description="Members per cell, instead of the scale's number; an increase by multiples of seeds_per_job trains"
+        description="Members per cell, instead of the scale's numbers; an increase by multiples of seeds_per_job trains"
         " only new members.",
     )
 
@@ -101,10 +101,10 @@ def load_project(values: dict[str, Any], folder: Path | str = "config") -> Proje
     scales = {path.stem for path in folder.glob("scales/*.yaml")}
     if config.scale not in scales:
         raise NmeError(f"scale ({folder}/config.yaml, or --config): {unknown('scale', config.scale, scales)}")
-    path = folder / "scales" / f"{config.scale}.yaml"
-    scale = check(Scale, read_yaml(path), str(path))
+    path_of_scale = folder / "scales" / f"{config.scale}.yaml"
+    scale = check(Scale, read_yaml(path_of_scale), str(path_of_scale))
     if config.seeds is not None:
-        scale = scale.model_copy(update={"seeds": config.seeds})
+        scale = scale.model_copy(update={"seeds": config.seeds, "figure_seeds": {}})
     figures = {}
     for path in [*folder.glob("scales/*.y*ml"), *folder.glob("figures/*.y*ml")]:
         if path.suffix != ".yaml" or not re.fullmatch(IDENTIFIER, path.stem):
@@ -116,6 +116,9 @@ def load_project(values: dict[str, Any], folder: Path | str = "config") -> Proje
             raise NmeError(f"{path}: {known}: src/nme/figures has no drawing of this name, and 'curves' is missing")
         if figure.grid:
             _check_names(figure, figure.grid, scale, str(path), config.scale)
+    trained = {name for name, figure in figures.items() if figure.grid}
+    for name in sorted(scale.figure_seeds.keys() - trained):
+        raise NmeError(f"{path_of_scale}: figure_seeds: {unknown('figure with members', name, trained)}")
     path = folder / "style.yaml"
     return Project(config=config, scale=scale, figures=figures, style=check(Style, read_yaml(path), str(path)))
 

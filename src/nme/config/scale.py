@@ -1,5 +1,6 @@
 """A scale, ``config/scales/*.yaml``: its datasets, recipes, panels and axes, and the measurement of curvature."""
 
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from pydantic import (
@@ -136,6 +137,9 @@ class Scale(Closed):
     """The size of everything: the recipes, the number of seeds, the values on each axis."""
 
     seeds: Count = Field(description="Members per cell: seeds 0 to seeds − 1.")
+    figure_seeds: dict[Identifier, Count] = Field(
+        {}, description="Members per cell by figure, for figures that need another number than seeds."
+    )
     datasets: dict[Identifier, DatasetSettings] = Field(
         description="Datasets by name, and the part of each that is used."
     )
@@ -160,6 +164,19 @@ class Scale(Closed):
             if streamed and dataset.label_noise:
                 allowed = f"0, where '{dataset.source or name}' is streamed"
                 raise ValueError(f"datasets.{name}.label_noise is {dataset.label_noise:g} (allowed: {allowed})")
+        return self
+
+    def seeds_of(self, figure: str) -> int:
+        """Members per cell of a figure."""
+        return self.figure_seeds.get(figure, self.seeds)
+
+    @model_validator(mode="after")
+    def _figures_share_jobs(self) -> "Scale":
+        numbers = {"seeds": self.seeds} | {f"figure_seeds.{name}": n for name, n in self.figure_seeds.items()}
+        for (key, seeds), (name, recipe) in product(numbers.items(), self.recipes.items()):
+            if self.figure_seeds and seeds % recipe.seeds_per_job:  # figures would train a member in different jobs
+                allowed = f"with figure_seeds: multiples of recipes.{name}.seeds_per_job, {recipe.seeds_per_job}"
+                raise ValueError(f"{key} is {seeds} (allowed {allowed})")
         return self
 
     @model_validator(mode="after")

@@ -107,12 +107,13 @@ def recipes_of(figure: Figure, scale: Scale) -> list[str]:
     return scale.panels[figure.grid.panels] if figure.grid else []
 
 
-def training_jobs(figure: Figure, scale: Scale) -> list[tuple[Cell, range]]:
+def training_jobs(project: Project, name: str) -> list[tuple[Cell, range]]:
     """The training jobs of a figure."""
+    scale = project.scale
     return [
         (cell, seeds)
-        for cell in cells(figure, scale)
-        for seeds in jobs_of_seeds(scale.seeds, scale.recipes[cell.recipe].seeds_per_job)
+        for cell in cells(project.figures[name], scale)
+        for seeds in jobs_of_seeds(scale.seeds_of(name), scale.recipes[cell.recipe].seeds_per_job)
     ]
 
 

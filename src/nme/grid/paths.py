@@ -30,7 +30,7 @@ def sources(project: Project, name: str) -> list[str]:
     if figure.claims or figure.map:
         return [table_path(project, n) for n in figures_read(project, name)]
     path = measured_path if figure.measure else metrics_path
-    return [path(scale, cell, seeds) for cell, seeds in training_jobs(figure, project.scale)]
+    return [path(scale, cell, seeds) for cell, seeds in training_jobs(project, name)]
 
 
 def figures_read(project: Project, name: str) -> list[str]:

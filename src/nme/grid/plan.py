@@ -125,7 +125,7 @@ class Estimate:
 
     def _pace(self, root: Path) -> Pace:
         project, scale, pace = self.project, self.project.config.scale, Pace()
-        for cell, seeds in {job for f in project.figures.values() for job in training_jobs(f, project.scale)}:
+        for cell, seeds in {job for name in project.figures for job in training_jobs(project, name)}:
             asked = self.kept.get(cell, {})
             spec: Spec = train_spec(project.scale.recipes[cell.recipe], cell, seeds, cells.snapshots(asked))
             seconds = self._seconds_of(root / metrics_path(scale, cell, seeds), spec)
@@ -181,10 +181,9 @@ def cost(estimates: dict[str, Estimate], figures: Iterable[str]) -> Cost:
     one = estimates["cpu"]
     project, scale = one.project, one.project.scale
     figures = list(figures)
-    needed = [project.figures[name] for name in figures]
-    needed += [project.figures[read] for name in figures for read in figures_read(project, name)]
-    trained = {job for figure in needed for job in training_jobs(figure, scale)}
-    measured = {job for figure in needed if figure.measure for job in training_jobs(figure, scale)}
+    needed = [*figures, *(read for name in figures for read in figures_read(project, name))]
+    trained = {job for name in needed for job in training_jobs(project, name)}
+    measured = {job for name in needed if project.figures[name].measure for job in training_jobs(project, name)}
     jobs = len(trained) + len(measured)
     hours = {device: _seconds(estimate, trained, measured) / 3600 for device, estimate in estimates.items()}
     steps, members, disk = 0, 0, jobs * METRICS_BYTES

@@ -262,7 +262,7 @@ def table_spec(project: Project, name: str) -> TableSpec:
     }
     return TableSpec(
         scale=project.config.scale,
-        seeds=scale.seeds,
+        seeds=scale.seeds_of(name),
         recipes=panels,
         cells=[cell.path for cell in cells(figure, scale)],
         measured=figure.measure is not None,

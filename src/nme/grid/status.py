@@ -82,7 +82,7 @@ def _jobs(project: Project, name: str, estimate: Estimate, root: Path) -> dict[s
         (path,) = sources(project, name)
         return {path: _job(root, path, landscape_spec(figure), 0.0)}
     found = {}
-    for cell, seeds in training_jobs(figure, project.scale):
+    for cell, seeds in training_jobs(project, name):
         kept = estimate.kept.get(cell, {})
         path, recipe = metrics_path(scale, cell, seeds), project.scale.recipes[cell.recipe]
         spec = train_spec(recipe, cell, seeds, snapshots(kept))
