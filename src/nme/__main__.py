@@ -12,7 +12,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "nme":
             raise
-        sys.exit(f"nme: error: '{error.name}' is not installed; install nme[workflow] to use the commands")
+        sys.exit(f"nme: error: '{error.name}' is not installed; run pip install '.[workflow]' in a clone of nme")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def test_a_verb_without_the_pipelines_packages_says_what_to_install(missing, tmp
     code = "from nme.__main__ import main; main()"
     done = python(BLOCKED + code, missing, "tables", "--spec", "{}", "--output", str(tmp_path / "table.parquet"))
     assert done.returncode == 1
-    assert done.stderr == f"nme: error: '{missing}' is not installed; install nme[workflow] to use the commands\n"
+    assert done.stderr == f"nme: error: '{missing}' is not installed; run pip install '.[workflow]' in a clone of nme\n"
 
 
 def test_importing_changes_no_environment_variable():

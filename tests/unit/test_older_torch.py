@@ -41,7 +41,7 @@ def test_the_library_comes_without_the_pipeline(older):
     assert done.stdout.startswith(TORCH), done.stderr
     done = said(older, "-m", "nme", "--version")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "install nme[workflow]" in done.stderr
+    assert "pip install '.[workflow]'" in done.stderr
 
 
 def test_the_unit_tests_of_the_library_pass(older):

@@ -19,6 +19,8 @@ from nme.derivatives.losses import Loss
 from nme.derivatives.repeating import Draws
 from nme.errors import NmeError
 
+INSTALL = "pip install '.[workflow]' in a clone of nme, or use the recorder's rows"
+
 
 class CurvatureRecorder:
     """Records traces and shares of the gradient penalty's update every n steps of a training.
@@ -100,7 +102,7 @@ class CurvatureRecorder:
         try:
             import pandas
         except ImportError:
-            raise NmeError("pandas is not installed (install nme[workflow], or use the recorder's rows)") from None
+            raise NmeError(f"pandas is not installed ({INSTALL})") from None
         return pandas.DataFrame(self.rows)
 
     def save(self, path: str | Path) -> None:
@@ -113,7 +115,7 @@ class CurvatureRecorder:
         try:
             import pyarrow  # noqa: F401
         except ImportError:
-            raise NmeError("pyarrow is not installed (install nme[workflow], or use the recorder's rows)") from None
+            raise NmeError(f"pyarrow is not installed ({INSTALL})") from None
         frame.to_parquet(path)
 
     def _curvature(self) -> Curvature:
