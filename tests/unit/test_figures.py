@@ -861,6 +861,17 @@ def test_a_mean_far_below_the_others_is_named_at_the_edge(drawn):
     assert "▼ mean below the axis" in footer(figure)
 
 
+def test_the_interval_of_a_mean_below_the_axis_takes_no_room(drawn):
+    """Its upper end is near 100 %; the other accuracies, and their intervals, end below 95 %."""
+    table = trained()
+    table.loc[table["strength"] == 0.3, "test_accuracy"] = 0.12
+    narrow, _ = drawn(table)
+    table.loc[(table["strength"] == 0.3) & (table["seed"] == 0), "test_accuracy"] = 0.62
+    wide, points = drawn(table)
+    assert (points.loc[points["strength"] == 0.3, "ci95_high"] > 95).all()
+    assert [axes.get_ylim() for axes in wide.axes] == [axes.get_ylim() for axes in narrow.axes]
+
+
 def test_a_mean_slightly_below_the_others_has_room(drawn):
     """The smallest error is 10 %, so errors up to 25 % are shown; 28 % takes a fifth more."""
     table = trained()

@@ -76,18 +76,18 @@ def _zoom(axes: Axes, points: pd.DataFrame) -> float:
     """Show errors up to ``SHOWN_ERROR`` times the smallest mean error or ``LEAST_ERROR``; return the lowest accuracy.
 
     A strength that destroys the training would otherwise flatten the interesting differences. Where showing all of them
-    takes little more room, all are shown.
+    takes little more room, all are shown. The interval of a mean that is not shown takes no room above.
     """
     values = points[["low", "mean", "high"]].to_numpy(dtype=float)
     values = values[np.isfinite(values)]
     if not len(values):
         axes.set_ylim(0, 100)
         return 0
-    high = min(values.max(), 100)
     least_error = max(100 - points["mean"].max(), LEAST_ERROR)
     lowest, floor = max(values.min(), 0), max(100 - SHOWN_ERROR * least_error, 0)
+    high = min(points.loc[points["mean"] >= floor, ["mean", "high"]].max(axis=None), 100)
     if high - lowest <= LITTLE_MORE * (high - floor):
-        floor = lowest
+        floor, high = lowest, min(values.max(), 100)
     margin = 0.05 * max(high - floor, 1)
     axes.set_ylim(floor - margin, high + margin)
     return floor
