@@ -209,6 +209,7 @@ def plot(
 @app.command()
 def status(
     scale: Annotated[str | None, typer.Option(help="Instead of the configured one.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Instead of the configured number.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, instead of the configured one.")] = None,
     config: Annotated[Path, typer.Option(help="The user's page.")] = Path("config/config.yaml"),
 ) -> None:
@@ -218,7 +219,7 @@ def status(
 
     from nme.grid.status import status
 
-    project = _project(config, scale)
+    project = _project(config, scale, seeds)
     states = ("done", "running", "failed")
     table = Table("figure", *states, "needed", "hours left", "drawn", title=f"scale {project.config.scale}")
     table.caption = "hours: estimate for as many parallel jobs as run now; failed jobs continue in the next run"
@@ -232,6 +233,7 @@ def status(
 @app.command()
 def plan(
     scale: Annotated[str | None, typer.Option(help="Instead of the configured one.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Instead of the configured number.")] = None,
     config: Annotated[Path, typer.Option(help="The user's page.")] = Path("config/config.yaml"),
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
@@ -245,7 +247,7 @@ def plan(
     from nme.grid.measured_steps import measured_steps
     from nme.grid.plan import plan
 
-    project = _project(config, scale)
+    project = _project(config, scale, seeds)
     found = plan(project, Path())
     if as_json:
         print(json.dumps({"scale": project.config.scale, **{name: asdict(cost) for name, cost in found.items()}}))
@@ -278,12 +280,13 @@ def _planned_device(project: "Project", device: str | None) -> str:
     return chosen
 
 
-def _project(config: Path, scale: str | None) -> "Project":
+def _project(config: Path, scale: str | None, seeds: int | None) -> "Project":
     from nme.config.project import load_project, read_yaml
 
     values = read_yaml(config) or {}
-    if scale and isinstance(values, dict):
-        values = {**values, "scale": scale}
+    given = {"scale": scale, "seeds": seeds}
+    if isinstance(values, dict):
+        values |= {key: value for key, value in given.items() if value is not None}
     return load_project(values, config.parent)
 
 

@@ -249,6 +249,7 @@ MAP = json.dumps(map_spec(load_project({"scale": "tiny"}, ROOT / "config"), "map
         (["plot", "--spec", drawing("fig1"), "--table", __file__, "--output", OUT], [__file__]),
         (["map", "--spec", MAP, "--output", OUT, "no/fig2.parquet"], ["no/fig2.parquet: missing"]),
         (["status", "--config", "no/config.yaml"], ["no/config.yaml: No such file"]),
+        (["plan", "--seeds", "0", "--config", str(ROOT / "config" / "config.yaml")], ["seeds", "is 0"]),
     ],
     ids=lambda v: v[0] if isinstance(v[0], str) else None,
 )  # fmt: skip
@@ -373,6 +374,19 @@ def test_the_time_left_is_scaled_by_what_jobs_took(tmp_path):
     (elsewhere,) = [row for row in status(project, "cuda", tmp_path) if row.figure == "fig3"]
     (unknown,) = [row for row in status(project, "cuda") if row.figure == "fig3"]
     assert {p: j.seconds for p, j in elsewhere.jobs.items()} == {p: j.seconds for p, j in unknown.jobs.items()}
+
+
+def test_seeds_on_the_command_line(run):
+    shutil.copytree(ROOT / "config", "config")
+    members, jobs = [], []
+    for seeds in ("2", "6"):
+        _, out, _ = run("plan", "--scale", "tiny", "--seeds", seeds, "--json")
+        members.append(json.loads(out)["fig2"]["members"])
+        _, out, _ = run("status", "--scale", "tiny", "--seeds", seeds)
+        (row,) = [line.split() for line in out.splitlines() if "fig2" in line]
+        jobs.append(int(row[9]))
+    assert members[1] == 3 * members[0] > 0
+    assert jobs[1] == 3 * jobs[0] > 0
 
 
 def test_status_command(run):
