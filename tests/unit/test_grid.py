@@ -25,6 +25,7 @@ from nme.grid.cells import (
     Cell,
     expand,
     format_seeds,
+    job_of_path,
     jobs_of_seeds,
     measurements,
     parse_seeds,
@@ -140,6 +141,28 @@ def test_a_cell_has_one_spelling(spelling):
 def test_a_wrong_cell_is_one_message(arguments, part):
     with pytest.raises(NmeError) as caught:
         Cell.of(*arguments)
+    assert part in str(caught.value)
+
+
+RECIPE = "mnist1d_cnn5"
+
+
+@pytest.mark.parametrize(
+    ("path", "seeds", "part"),
+    [
+        ("nope/gelu/sgd/0", "0", "unknown recipe 'nope' (allowed: "),
+        (f"{RECIPE}/gleu/sgd/0", "0", "did you mean 'gelu'?"),
+        (f"{RECIPE}/gelu/gradnorm/0.1", "0", "did you mean 'grad_norm'?"),
+        (f"{RECIPE}/gelu/grad_norm/0.10", "0", f"is '{RECIPE}/gelu/grad_norm/0.1', not "),
+        (f"{RECIPE}/gelu/sgd/0.5", "0", f"is '{RECIPE}/gelu/sgd/0', not "),
+        (f"{RECIPE}/gelu/sgd/0", "9-2", "seeds are '9-2'"),
+        (f"{RECIPE}/gelu/sgd/0", "00", "seeds are '00'"),
+        (f"{RECIPE}/gelu/sgd/0", "3-3", "seeds are '3-3'"),
+    ],
+)
+def test_a_typed_path_that_is_no_job_is_one_message(path, seeds, part):
+    with pytest.raises(NmeError) as caught:
+        job_of_path(project_of("laptop").scale, path, seeds)
     assert part in str(caught.value)
 
 

@@ -112,3 +112,11 @@ def test_a_file_that_no_figure_has_is_no_target(project, path):
     text = project.run("snakemake", "-n", "--config", "scale=tiny", "--", f"results/tiny/{path}", ok=False)
     assert f"No rule to produce results/tiny/{path}" in text
     assert "Traceback" not in text
+
+
+def test_a_mistake_in_the_path_of_a_job_is_one_message(project):
+    path = "results/tiny/train/mnist1d_cnn/gleu/sgd/0/seed=0/metrics.parquet"
+    text = project.run("snakemake", "-n", "--config", "scale=tiny", "--", path, ok=False)
+    assert "unknown activation 'gleu'; did you mean 'gelu'?" in text
+    assert "ValidationError" not in text
+    assert "Job stats" not in text

@@ -40,7 +40,7 @@ wildcard_constraints:
 
 def require(check, *arguments):
     try:
-        check(*arguments)
+        return check(*arguments)
     except NmeError as error:
         raise WorkflowError(str(error)) from None
 
@@ -75,10 +75,10 @@ def gpus_of(wildcards):
     return recipe_of(wildcards).processes if PROJECT.config.device != "cpu" else 0
 
 
-def cell_of(wildcards):
-    return cells.Cell(
-        wildcards.recipe, wildcards.activation, wildcards.method, wildcards.strength
-    )
+def job_of(wildcards):
+    w = wildcards
+    path = f"{w.recipe}/{w.activation}/{w.method}/{w.strength}"
+    return require(cells.job_of_path, PROJECT.scale, path, w.seeds)
 
 
 def dataset_settings(wildcards):
@@ -86,7 +86,7 @@ def dataset_settings(wildcards):
 
 
 def cell_settings(wildcards):
-    cell, seeds = cell_of(wildcards), cells.parse_seeds(wildcards.seeds)
+    cell, seeds = job_of(wildcards)
     snapshots = cells.snapshots(MEASUREMENTS.get(cell, {}))
     return json.dumps(
         specs.train_spec(recipe_of(wildcards), cell, seeds, snapshots).as_json()
@@ -94,9 +94,9 @@ def cell_settings(wildcards):
 
 
 def measure_settings(wildcards):
-    cell, seeds = cell_of(wildcards), cells.parse_seeds(wildcards.seeds)
+    cell, seeds = job_of(wildcards)
     if cell not in MEASUREMENTS:
-        raise WorkflowError(f"no figure of scale '{SCALE}' measures {cell}")
+        raise WorkflowError(f"no figure of scale '{SCALE}' measures '{cell.path}'")
     return json.dumps(
         specs.measure_spec(PROJECT, cell, seeds, MEASUREMENTS[cell]).as_json()
     )
@@ -125,7 +125,8 @@ def plot_settings(wildcards):
 
 
 def cell_data(wildcards):
-    return paths.dataset_files(PROJECT, wildcards.recipe)
+    cell, _ = job_of(wildcards)
+    return paths.dataset_files(PROJECT, cell.recipe)
 
 
 def claims_tables(wildcards):

@@ -11,6 +11,7 @@ from nme.config.fields import AXIS_IN_NAME
 from nme.config.figure import Figure
 from nme.config.project import Project
 from nme.config.scale import Scale
+from nme.errors import NmeError, unknown
 from nme.methods import METHODS
 from nme.registry import number
 
@@ -74,6 +75,23 @@ def parse_seeds(text: str) -> range:
     """Parse the output of ``format_seeds``."""
     first, _, last = text.partition("-")
     return range(int(first), int(last or first) + 1)
+
+
+def job_of_path(scale: Scale, path: str, seeds: str) -> tuple[Cell, range]:
+    """The cell and the seeds of the job at a path, which somebody may have typed.
+
+    Raises:
+        NmeError: an unknown name, or another spelling than the path's own, which would train a member twice.
+    """
+    recipe = path.split("/")[0]
+    if recipe not in scale.recipes:
+        raise NmeError(unknown("recipe", recipe, scale.recipes))
+    cell, members = Cell.from_path(path), parse_seeds(seeds)
+    if cell.path != path:
+        raise NmeError(f"the path of this cell is '{cell.path}', not '{path}'")
+    if not members or format_seeds(members) != seeds:
+        raise NmeError(f"seeds are '{seeds}' (allowed: '5', or a range as in '0-4')")
+    return cell, members
 
 
 def expand(name: str, axes: dict[str, list[str]]) -> list[str]:
