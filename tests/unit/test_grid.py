@@ -1009,8 +1009,11 @@ def test_a_table_depends_on_its_cells_and_seeds():
         "mnist1d_cnn": 0.1,
         "digits_mlp": 0.1,
     }
-    assert not spec.measured
-    assert table_spec(project, "fig6").measured
+    assert {name: recipe.training for name, recipe in spec.recipes.items()} == {
+        name: project.scale.recipes[name].training() for name in project.scale.panels["all"]
+    }
+    assert spec.measurement is None
+    assert table_spec(project, "fig6").measurement == project.scale.measurement
     more = project.model_copy(update={"scale": scale_of(seeds=3)})
     assert table_spec(more, "fig2") != spec
 

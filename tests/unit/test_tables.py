@@ -11,28 +11,46 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
+from nme.config.scale import Measurement
 from nme.errors import NmeError
 from nme.figures.curves import over_seeds
 from nme.grid.cells import Cell, jobs_of_seeds
 from nme.grid.paths import measured_path, metrics_path
-from nme.grid.specs import TableSpec
+from nme.grid.specs import STAGE_VERSION, TableSpec
 from nme.outputs import parquet
 from nme.stages.tables import collect, write_table
 from nme.stages.train import COLUMNS
 
 MEASURED = ["train_loss", "train_accuracy", "gradient_norm", "test_loss", "test_accuracy"]
 CELLS = ["r/relu/sgd/0", "r/relu/grad_norm/0.1", "s/gelu/grad_norm-p=2/10"]
+TRAINING = {
+    "dataset": "digits",
+    "model": {"name": "mlp", "widths": [8]},
+    "epochs": 3,
+    "batch_size": 10,
+    "learning_rate": 0.1,
+}
 SPEC = TableSpec(
     scale="tiny",
     seeds=3,
     recipes={
-        "r": {"title": "R, a net", "seeds_per_job": 2, "chance": 0.1},
-        "s": {"title": "s", "seeds_per_job": 1, "chance": 0.5},
+        "r": {"title": "R, a net", "seeds_per_job": 2, "chance": 0.1, "training": TRAINING},
+        "s": {"title": "s", "seeds_per_job": 1, "chance": 0.5, "training": {**TRAINING, "epochs": 4}},
     },
     cells=CELLS,
-    measured=False,
+    measurement=None,
     version=1,
 )
+
+
+def record_of(spec: TableSpec, cell: str) -> dict:
+    """What a job of a cell says about itself."""
+    recipe = spec.recipes[cell.split("/")[0]].training.model_dump(mode="json")
+    settings = {"recipe": recipe, "version": STAGE_VERSION["measure" if spec.measurement else "train"]}
+    if spec.measurement:
+        settings |= spec.measurement.model_dump(exclude={"update_batches"}, exclude_none=True)
+    data = {"train": {"sha256": "a"}, "test": {"sha256": "b"}}
+    return {"seconds": 1.5, "nme": "0.1.0", "torch": "2", "device": "cpu", "spec": settings, "data": data}
 
 
 def history(seed: int, epochs: int, diverged_at: int | None = None) -> list[dict]:
@@ -63,8 +81,7 @@ def write_results(root, spec=SPEC, diverged=(), reverse=False) -> None:
         for seeds in jobs_of_seeds(spec.seeds, per_job):
             rows = [row for s in seeds for row in history(s, 3, 2 if (cell, s) in diverged else None)]
             table = pa.Table.from_pylist(rows[::-1] if reverse else rows, schema=COLUMNS)
-            record = {"seconds": 1.5, "nme": "0.1.0", "torch": "2", "device": "cpu"}
-            parquet.write(table, root / metrics_path(spec.scale, Cell.from_path(cell), seeds), record)
+            parquet.write(table, root / metrics_path(spec.scale, Cell.from_path(cell), seeds), record_of(spec, cell))
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["in order", "in another order"])
@@ -120,7 +137,7 @@ def test_the_table_comes_back_from_its_file(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- measured
 
-MEASURED_SPEC = SPEC.model_copy(update={"measured": True})
+MEASURED_SPEC = SPEC.model_copy(update={"measurement": Measurement()})
 
 
 def write_measured(root, spec=MEASURED_SPEC, gone=()) -> None:
@@ -133,9 +150,8 @@ def write_measured(root, spec=MEASURED_SPEC, gone=()) -> None:
                 for at in ((0.0,) if (cell, seed) in gone else (0.0, 0.5, 1.0))
                 for layer in ("", "1")
             ]
-            record = {"seconds": 1.5, "nme": "0.1.0", "torch": "2", "device": "cpu"}
             path = root / measured_path(spec.scale, Cell.from_path(cell), seeds)
-            parquet.write(pa.Table.from_pylist(rows), path, record)
+            parquet.write(pa.Table.from_pylist(rows), path, record_of(spec, cell))
 
 
 def test_every_measured_value_is_a_row(tmp_path):
@@ -191,6 +207,60 @@ def test_a_missing_file_is_named_as_missing(tmp_path):
         collect(SPEC, tmp_path)
     assert str(path) in str(caught.value)
     assert "delete it" not in str(caught.value), "it cannot be deleted"
+
+
+@pytest.mark.parametrize(
+    ("measurement", "change", "part"),
+    [
+        (None, {"recipe": {**TRAINING, "learning_rate": 0.2}}, "learning_rate 0.2, not 0.1 (delete it"),
+        (None, {"recipe": {**TRAINING, "epochs": 4}}, "epochs 4, not 3"),
+        (None, {"recipe": {**TRAINING, "momentum": 0}}, "momentum 0.0, not 0.9"),
+        (None, {"recipe": {**TRAINING, "model": {"name": "mlp", "widths": [9]}}}, "model {"),
+        (None, {"recipe": {**TRAINING, "colour": "red"}}, "unknown key 'colour'"),
+        (None, {"version": 0}, "version 0, not "),
+        (Measurement(), {"probes": 17}, "probes 17, not 16"),
+        (Measurement(), {"update_batches": 9}, "update_batches 9, not 8"),
+        (Measurement(), {"recipe": {**TRAINING, "weight_decay": 1}}, "weight_decay 1.0, not 0.0"),
+        (Measurement(), {"version": 0}, "version 0, not "),
+    ],
+)
+def test_a_job_that_was_made_with_other_settings_is_refused(tmp_path, measurement, change, part):
+    spec = SPEC.model_copy(update={"measurement": measurement})
+    (write_measured if measurement else write_results)(tmp_path, spec)
+    path = tmp_path / (measured_path if measurement else metrics_path)("tiny", Cell.from_path(CELLS[1]), range(2))
+    table, record = parquet.read(path)
+    collect(spec, tmp_path)
+    parquet.write(table, path, {**record, "spec": {**record["spec"], **change}})
+    with pytest.raises(NmeError) as caught:
+        collect(spec, tmp_path)
+    assert str(path) in str(caught.value)
+    assert part in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_setting_that_a_job_does_not_name_has_its_default(tmp_path):
+    """Results stay valid when a recipe gains a setting."""
+    write_results(tmp_path)
+    path = tmp_path / metrics_path("tiny", Cell.from_path(CELLS[1]), range(2))
+    table, record = parquet.read(path)
+    parquet.write(table, path, {**record, "spec": {**record["spec"], "recipe": TRAINING}})
+    collect(SPEC, tmp_path)
+
+
+def test_jobs_of_a_recipe_have_the_same_data(tmp_path):
+    write_results(tmp_path)
+    path = tmp_path / metrics_path("tiny", Cell.from_path(CELLS[1]), range(2))
+    table, record = parquet.read(path)
+    parquet.write(table, path, {**record, "data": {**record["data"], "test": {"sha256": "c"}}})
+    with pytest.raises(NmeError, match="other data") as caught:
+        collect(SPEC, tmp_path)
+    assert str(path) in str(caught.value)
+    other = tmp_path / metrics_path("tiny", Cell.from_path(CELLS[2]), range(1))
+    for cell_file in other.parent.parent.glob("*/*.parquet"):
+        table, record = parquet.read(cell_file)
+        parquet.write(table, cell_file, {**record, "data": {"train": {"sha256": "d"}}})
+    only_other_recipes = SPEC.model_copy(update={"cells": [CELLS[0], CELLS[2]]})
+    assert len(collect(only_other_recipes, tmp_path)[0]) == 6
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no table"])

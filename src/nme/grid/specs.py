@@ -91,21 +91,25 @@ class LandscapeSpec(Spec, Landscape):
 
 
 class TablePanel(Closed):
-    """A recipe in a table: its title, how its seeds are shared out to jobs, and the accuracy of guessing."""
+    """A recipe in a table: its title, how its seeds are shared out to jobs, the accuracy of guessing, its training."""
 
     title: str
     seeds_per_job: Count
     chance: Fraction
+    training: Training
 
 
 class TableSpec(Spec):
-    """Settings that decide the table of a grid figure: its cells, seeds, paths and panel titles."""
+    """Settings that decide the table of a grid figure: its cells, seeds, paths and panel titles.
+
+    Those of the jobs, ``training`` of the recipes and ``measurement``, are there to be compared with the results'.
+    """
 
     scale: str
     seeds: Count
     recipes: dict[str, TablePanel]
     cells: Annotated[list[str], Field(min_length=1)]
-    measured: bool
+    measurement: Measurement | None
     version: int
 
 
@@ -257,6 +261,7 @@ def table_spec(project: Project, name: str) -> TableSpec:
             title=scale.recipes[recipe].title or recipe,
             seeds_per_job=scale.recipes[recipe].seeds_per_job,
             chance=1 / len(scale.dataset_kind(scale.recipes[recipe].dataset).classes),
+            training=scale.recipes[recipe].training(),
         )
         for recipe in recipes_of(figure, scale)
     }
@@ -265,7 +270,7 @@ def table_spec(project: Project, name: str) -> TableSpec:
         seeds=scale.seeds_of(name),
         recipes=panels,
         cells=[cell.path for cell in cells(figure, scale)],
-        measured=figure.measure is not None,
+        measurement=scale.measurement if figure.measure else None,
         version=STAGE_VERSION["tables"],
     )
 

@@ -7,9 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
+from nme.config.messages import check
+from nme.config.scale import Training
+from nme.errors import NmeError
 from nme.grid.cells import Cell, jobs_of_seeds
 from nme.grid.paths import measured_path, metrics_path
-from nme.grid.specs import TableSpec
+from nme.grid.specs import STAGE_VERSION, TableSpec
 from nme.outputs import parquet
 from nme.outputs.provenance import provenance
 
@@ -29,18 +32,27 @@ def collect(spec: TableSpec, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
         ``measure.measure``. Also a summary of the jobs: number of members, seconds, versions.
 
     Raises:
-        NmeError: a file is missing or damaged.
+        NmeError: a file is missing or damaged, was made with other settings than the spec's or by another version of
+            its stage, or its data are not those of the recipe's other jobs. Snakemake knows none of this of results
+            that were unpacked from an archive.
     """
     frames, seconds = [], 0.0
+    data: dict[str, dict] = {}
     versions: Counter[str] = Counter()
-    path_of = measured_path if spec.measured else metrics_path
+    path_of = measured_path if spec.measurement else metrics_path
     for path in spec.cells:
         cell = Cell.from_path(path)
         recipe = spec.recipes[cell.recipe]
         for seeds in jobs_of_seeds(spec.seeds, recipe.seeds_per_job):
-            table, record = parquet.read(root / path_of(spec.scale, cell, seeds))
+            file = root / path_of(spec.scale, cell, seeds)
+            table, record = parquet.read(file)
+            _require_settings(spec, recipe.training, record["spec"], file)
+            if record["data"] != data.setdefault(cell.recipe, record["data"]):
+                raise NmeError(
+                    f"{file}: made from other data than other jobs of '{cell.recipe}' (delete it to make it again)"
+                )
             rows = table.to_pandas()
-            if not spec.measured:
+            if not spec.measurement:
                 rows = rows.sort_values(["seed", "epoch"]).groupby("seed").tail(1)
             fields = {**vars(cell), "strength": float(cell.strength)}
             frames.append(rows.assign(**fields, panel=recipe.title, chance=recipe.chance))
@@ -50,6 +62,23 @@ def collect(spec: TableSpec, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
     members = len(found[[c for c in FRONT if c != "panel"]].drop_duplicates())
     summary = {"members": members, "seconds_of_jobs": round(seconds, 1), "made_with": dict(versions)}
     return found[[*FRONT, *found.columns.difference(FRONT, sort=False)]], summary
+
+
+def _require_settings(spec: TableSpec, recipe: Training, made_with: dict, file: Path) -> None:
+    """Compare the settings that a job was made with to those that it has in the spec."""
+    version = STAGE_VERSION["measure" if spec.measurement else "train"]
+    pairs = [
+        ({"version": version}, made_with),
+        (recipe.model_dump(), check(Training, made_with["recipe"], str(file)).model_dump()),
+    ]
+    if spec.measurement:
+        # A measurement has only the settings of its quantities.
+        settings = spec.measurement.model_dump()
+        pairs.append(({key: value for key, value in settings.items() if key in made_with}, made_with))
+    for wanted, found in pairs:
+        for key, value in wanted.items():
+            if found[key] != value:
+                raise NmeError(f"{file}: made with {key} {found[key]}, not {value} (delete it to make it again)")
 
 
 def write_table(spec: TableSpec, output: Path) -> None:
