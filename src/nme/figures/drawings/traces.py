@@ -1,5 +1,7 @@
 """Traces of H, G and N over training; one panel per training method."""
 
+import math
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -18,7 +20,7 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
     points = over_seeds(traces.assign(diverged=False), [c for c in by if c != "seed"], "value")
     panels = points[["recipe", "panel", "method", "strength"]].drop_duplicates().to_dict("records")
     figure, grid = style.panels(len(panels))
-    linear = max(1.0, points["mean"].abs().median())
+    linear = 10.0 ** math.floor(math.log10(max(1.0, points["mean"].abs().median())))  # a tick, so it can be read
     for axes, place in zip(grid, panels, strict=True):
         here = points[
             (points[["recipe", "method", "strength"]] == [place[c] for c in ("recipe", "method", "strength")]).all(
@@ -51,7 +53,7 @@ def draw(table: pd.DataFrame, spec: PlotSpec, record: dict) -> tuple[Figure, pd.
         f"mean and 95 % t-interval over {seeds} seed{'s' if seeds > 1 else ''}",
         *(["fewer after a seed has diverged"] if gone else []),
         "training data, eval mode",
-        "vertical axis linear near 0",
+        f"vertical axis linear up to ±{linear:g}",
         x_label="training step",
     )
     names = {"mean": "trace", "low": "ci95_low", "high": "ci95_high"}
