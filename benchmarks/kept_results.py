@@ -41,6 +41,15 @@ def core_hours(found: dict[str, dict]) -> float:
     return sum(len(seconds) * statistics.median(seconds) for seconds in alike.values()) / 3600
 
 
+def seeds_of_cells(found: dict[str, dict]) -> list[int]:
+    """How many seeds each cell has, ascending."""
+    seeds: Counter[str] = Counter()
+    for name, record in found.items():
+        if "/train/" in name:
+            seeds[name.partition("/seed=")[0]] += len(record["spec"]["seeds"])
+    return sorted(seeds.values())
+
+
 def counted(values: list[str]) -> str:
     """Distinct values with the number of jobs of each, if there are several."""
     counts = Counter(values)
@@ -60,7 +69,7 @@ def row(archive: Path) -> list[str]:
         archive.parent.name,
         f"{len(trained)}, {len(found) - len(trained)}",
         str(sum(len(record["spec"]["seeds"]) for record in trained)),
-        str(max(seed for record in trained for seed in record["spec"]["seeds"]) + 1),
+        counted([str(seeds) for seeds in seeds_of_cells(found)]),
         f"{core_hours(found):.1f}",
         counted(versions),
         counted([record["device"] for record in found.values()]),
@@ -73,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    header = ["scale", "jobs that train, that measure", "members", "seeds", "core-hours", "versions", "device (jobs)"]
+    header = ["scale", "jobs that train, that measure", "members", "seeds (cells)", "core-hours", "versions", "device (jobs)"]
     rows = [row(archive) for archive in sorted(RESULTS.glob("*/members.tar.xz"))]
     text = markdown_table([*header, "data, sha256 of train and test"], rows)
     print(text)
