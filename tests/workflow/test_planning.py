@@ -54,8 +54,8 @@ def test_the_slurm_profile_plans_the_papers_scale_on_gpus(project):
 
 def test_the_profile_of_a_machine_with_gpus(project):
     text = project.run("snakemake", "--profile", "profiles/gpus", "-n", "figures/fig2.pdf")
-    assert jobs(text)["train"] == 48
-    assert text.count("gpu=1") == 48, "one GPU per job"
+    assert jobs(text)["train"] == 2 * 8 * 5
+    assert text.count("gpu=1") == 80, "one GPU per job"
     assert "results/workstation/" in text
 
 
