@@ -82,7 +82,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    header = ["scale", "jobs that train, that measure", "members", "seeds (cells)", "core-hours", "versions", "device (jobs)"]
+    header = [
+        "scale",
+        "jobs that train, that measure",
+        "members",
+        "seeds (cells)",
+        "core-hours",
+        "versions",
+        "device (jobs)",
+    ]
     rows = [row(archive) for archive in sorted(RESULTS.glob("*/members.tar.xz"))]
     text = markdown_table([*header, "data, sha256 of train and test"], rows)
     print(text)
