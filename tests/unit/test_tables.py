@@ -43,11 +43,15 @@ SPEC = TableSpec(
 )
 
 
-def record_of(spec: TableSpec, cell: str) -> dict:
-    """What a job of a cell says about itself."""
+def record_of(spec: TableSpec, cell: str, seeds: range) -> dict:
+    """What a job says about itself."""
+    found = Cell.from_path(cell)
     recipe = spec.recipes[cell.split("/")[0]].training.model_dump(mode="json")
-    settings = {"recipe": recipe, "version": STAGE_VERSION["measure" if spec.measurement else "train"]}
-    if spec.measurement:
+    version = STAGE_VERSION["measure" if spec.measurement else "train"]
+    settings = {"recipe": recipe, "activation": found.activation, "seeds": list(seeds), "version": version}
+    if not spec.measurement:
+        settings |= {"method": found.method, "strength": found.strength}
+    else:
         settings |= spec.measurement.model_dump(exclude={"update_batches"}, exclude_none=True)
     data = {"train": {"sha256": "a"}, "test": {"sha256": "b"}}
     return {"seconds": 1.5, "nme": "0.1.0", "torch": "2", "device": "cpu", "spec": settings, "data": data}
@@ -81,7 +85,9 @@ def write_results(root, spec=SPEC, diverged=(), reverse=False) -> None:
         for seeds in jobs_of_seeds(spec.seeds, per_job):
             rows = [row for s in seeds for row in history(s, 3, 2 if (cell, s) in diverged else None)]
             table = pa.Table.from_pylist(rows[::-1] if reverse else rows, schema=COLUMNS)
-            parquet.write(table, root / metrics_path(spec.scale, Cell.from_path(cell), seeds), record_of(spec, cell))
+            parquet.write(
+                table, root / metrics_path(spec.scale, Cell.from_path(cell), seeds), record_of(spec, cell, seeds)
+            )
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["in order", "in another order"])
@@ -151,7 +157,7 @@ def write_measured(root, spec=MEASURED_SPEC, gone=()) -> None:
                 for layer in ("", "1")
             ]
             path = root / measured_path(spec.scale, Cell.from_path(cell), seeds)
-            parquet.write(pa.Table.from_pylist(rows), path, record_of(spec, cell))
+            parquet.write(pa.Table.from_pylist(rows), path, record_of(spec, cell, seeds))
 
 
 def test_every_measured_value_is_a_row(tmp_path):
@@ -218,6 +224,12 @@ def test_a_missing_file_is_named_as_missing(tmp_path):
         (None, {"recipe": {**TRAINING, "model": {"name": "mlp", "widths": [9]}}}, "model {"),
         (None, {"recipe": {**TRAINING, "colour": "red"}}, "unknown key 'colour'"),
         (None, {"version": 0}, "version 0, not "),
+        (None, {"activation": "gelu"}, "activation gelu, not relu"),
+        (None, {"method": "sam"}, "method sam, not grad_norm"),
+        (None, {"strength": "0.3"}, "strength 0.3, not 0.1"),
+        (None, {"seeds": [3, 4]}, "seeds [3, 4], not [0, 1]"),
+        (Measurement(), {"activation": "gelu"}, "activation gelu, not relu"),
+        (Measurement(), {"seeds": [1]}, "seeds [1], not [0, 1]"),
         (Measurement(), {"probes": 17}, "probes 17, not 16"),
         (Measurement(), {"update_batches": 9}, "update_batches 9, not 8"),
         (Measurement(), {"recipe": {**TRAINING, "weight_decay": 1}}, "weight_decay 1.0, not 0.0"),
@@ -252,9 +264,11 @@ def test_jobs_of_a_recipe_have_the_same_data(tmp_path):
     path = tmp_path / metrics_path("tiny", Cell.from_path(CELLS[1]), range(2))
     table, record = parquet.read(path)
     parquet.write(table, path, {**record, "data": {**record["data"], "test": {"sha256": "c"}}})
+    first = tmp_path / metrics_path("tiny", Cell.from_path(CELLS[0]), range(2))
     with pytest.raises(NmeError, match="other data") as caught:
         collect(SPEC, tmp_path)
     assert str(path) in str(caught.value)
+    assert str(first) in str(caught.value), "either may be the wrong one"
     other = tmp_path / metrics_path("tiny", Cell.from_path(CELLS[2]), range(1))
     for cell_file in other.parent.parent.glob("*/*.parquet"):
         table, record = parquet.read(cell_file)

@@ -78,10 +78,10 @@ def parse_seeds(text: str) -> range:
 
 
 def job_of_path(scale: Scale, path: str, seeds: str) -> tuple[Cell, range]:
-    """The cell and the seeds of the job at a path, which somebody may have typed.
+    """The cell and the seeds of the job at a path, which somebody may have typed. Any range of seeds is one.
 
     Raises:
-        NmeError: an unknown name, or another spelling than the path's own, which would train a member twice.
+        NmeError: an unknown name, or another spelling than the path's own, which would be a second path of the job.
     """
     recipe = path.split("/")[0]
     if recipe not in scale.recipes:

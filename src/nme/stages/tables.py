@@ -37,7 +37,7 @@ def collect(spec: TableSpec, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
             that were unpacked from an archive.
     """
     frames, seconds = [], 0.0
-    data: dict[str, dict] = {}
+    data: dict[str, tuple[dict, Path]] = {}
     versions: Counter[str] = Counter()
     path_of = measured_path if spec.measurement else metrics_path
     for path in spec.cells:
@@ -46,11 +46,10 @@ def collect(spec: TableSpec, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
         for seeds in jobs_of_seeds(spec.seeds, recipe.seeds_per_job):
             file = root / path_of(spec.scale, cell, seeds)
             table, record = parquet.read(file)
-            _require_settings(spec, recipe.training, record["spec"], file)
-            if record["data"] != data.setdefault(cell.recipe, record["data"]):
-                raise NmeError(
-                    f"{file}: made from other data than other jobs of '{cell.recipe}' (delete it to make it again)"
-                )
+            _require_settings(spec, cell, seeds, record["spec"], file)
+            same, first = data.setdefault(cell.recipe, (record["data"], file))
+            if record["data"] != same:
+                raise NmeError(f"{file}: made from other data than {first} (make all jobs of '{cell.recipe}' from one)")
             rows = table.to_pandas()
             if not spec.measurement:
                 rows = rows.sort_values(["seed", "epoch"]).groupby("seed").tail(1)
@@ -64,12 +63,19 @@ def collect(spec: TableSpec, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
     return found[[*FRONT, *found.columns.difference(FRONT, sort=False)]], summary
 
 
-def _require_settings(spec: TableSpec, recipe: Training, made_with: dict, file: Path) -> None:
+def _require_settings(spec: TableSpec, cell: Cell, seeds: range, made_with: dict, file: Path) -> None:
     """Compare the settings that a job was made with to those that it has in the spec."""
     version = STAGE_VERSION["measure" if spec.measurement else "train"]
+    job = {**vars(cell), "seeds": list(seeds), "version": version}
     pairs = [
-        ({"version": version}, made_with),
-        (recipe.model_dump(), check(Training, made_with["recipe"], str(file)).model_dump()),
+        (
+            {key: job[key] for key in ("version", "activation", "method", "strength", "seeds") if key in made_with},
+            made_with,
+        ),
+        (
+            spec.recipes[cell.recipe].training.model_dump(),
+            check(Training, made_with["recipe"], str(file)).model_dump(),
+        ),
     ]
     if spec.measurement:
         # A measurement has only the settings of its quantities.
