@@ -64,23 +64,17 @@ def collect(spec: TableSpec, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
 
 
 def _require_settings(spec: TableSpec, cell: Cell, seeds: range, made_with: dict, file: Path) -> None:
-    """Compare the settings that a job was made with to those that it has in the spec."""
-    version = STAGE_VERSION["measure" if spec.measurement else "train"]
-    job = {**vars(cell), "seeds": list(seeds), "version": version}
-    pairs = [
-        (
-            {key: job[key] for key in ("version", "activation", "method", "strength", "seeds") if key in made_with},
-            made_with,
-        ),
-        (
-            spec.recipes[cell.recipe].training.model_dump(),
-            check(Training, made_with["recipe"], str(file)).model_dump(),
-        ),
-    ]
+    """Compare the settings that a job was made with to those of the spec (not the times of its measurements)."""
+    job = {"activation": cell.activation, "method": cell.method, "strength": cell.strength, "seeds": list(seeds)}
+    job["version"] = STAGE_VERSION["measure" if spec.measurement else "train"]
     if spec.measurement:
-        # A measurement has only the settings of its quantities.
-        settings = spec.measurement.model_dump()
-        pairs.append(({key: value for key, value in settings.items() if key in made_with}, made_with))
+        job |= spec.measurement.model_dump()
+    training, trained = spec.recipes[cell.recipe].training, check(Training, made_with["recipe"], str(file))
+    pairs = [
+        # A measurement names no method, and only the settings of its quantities.
+        ({key: value for key, value in job.items() if key in made_with}, made_with),
+        (training.model_dump(), trained.model_dump()),
+    ]
     for wanted, found in pairs:
         for key, value in wanted.items():
             if found[key] != value:
