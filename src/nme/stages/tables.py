@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -65,8 +66,13 @@ def collect(spec: TableSpec, root: Path = Path()) -> tuple[pd.DataFrame, dict]:
 
 def _require_settings(spec: TableSpec, cell: Cell, seeds: range, made_with: dict, file: Path) -> None:
     """Compare the settings that a job was made with to those of the spec (not the times of its measurements)."""
-    job = {"activation": cell.activation, "method": cell.method, "strength": cell.strength, "seeds": list(seeds)}
-    job["version"] = STAGE_VERSION["measure" if spec.measurement else "train"]
+    job: dict[str, Any] = {
+        "activation": cell.activation,
+        "method": cell.method,
+        "strength": cell.strength,
+        "seeds": list(seeds),
+        "version": STAGE_VERSION["measure" if spec.measurement else "train"],
+    }
     if spec.measurement:
         job |= spec.measurement.model_dump()
     training, trained = spec.recipes[cell.recipe].training, check(Training, made_with["recipe"], str(file))
